@@ -1,0 +1,34 @@
+# Each target sets up .venv by itself: python3 (3.11 or newer) with its venv module is all it asks for.
+# Another interpreter: make demo PYTHON=/path/to/python3.12
+
+# ARGS= is passed on, to the demo or to pytest.
+.PHONY: demo test check lock clean runtime dev
+
+demo: runtime
+	@.venv/bin/python -m topside_daemon demo $(ARGS)
+
+test: dev
+	@.venv/bin/python -m pytest $(ARGS)
+
+check: dev
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-logo
+
+# $(error) and not a failing recipe: what is missing is one line on the terminal, not two.
+runtime dev:
+	$(eval missing := $(shell PYTHON='$(PYTHON)' $(SHELL) requirements/install.sh missing 2>&1))
+	$(if $(missing),$(error $(missing)))
+	@PYTHON='$(PYTHON)' $(SHELL) requirements/install.sh $@
+
+# Newest versions allowed by pyproject.toml, with the hashes of every platform's files.
+compile := uv pip compile pyproject.toml --quiet --no-config --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+lock:
+	$(if $(shell command -v uv),,$(error uv is not installed: "pipx install uv" cures it))
+	@$(compile) -o requirements/runtime.txt
+	@$(compile) --extra dev --constraint requirements/runtime.txt -o requirements/dev.txt
+
+clean:
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
