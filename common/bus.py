@@ -1,0 +1,158 @@
+"""ZeroMQ publish and subscribe: it wakes and shows; files prove.
+
+Every message is exactly three frames, `[topic][JSON object][ASCII decimal seconds]`, the shape
+PlotJuggler's ZMQ subscriber reads unmodified. `python -m common.bus tap ADDRESS [TOPIC...]`.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from common.messages import to_json
+
+QUEUE_MESSAGES = 10_000  # a subscriber this far behind loses messages; files fill the gap
+MESSAGE_BYTES = 65_536  # the largest we send is a few hundred; a hostile frame may be gigabytes
+HEARTBEAT_MS = 2_000
+HEARTBEAT_TIMEOUT_MS = 10_000  # longer than the cuts TCP repairs by itself: shorter ones lose more
+CONNECT_TIMEOUT_MS = 1_500  # or a cut leaves SYN retries that back off to half a minute
+RECONNECT_MS, RECONNECT_MAX_MS = 100, 1_000
+DRAIN_MESSAGES = 1_000  # handled in one go before the loop gets its turn
+
+INWATER = "qsensor/inwater/"
+SURFACE = "qsensor/surface/"
+FUSED_ROW = "qsensor/fused/row"
+CLOCK_MODEL = "qsensor/clock/model"
+STATUS = "qsensor/status"
+
+
+class Publisher:
+    """Sends without ever waiting: what a slow subscriber cannot take is lost to that subscriber."""
+
+    def __init__(self, address: str) -> None:
+        """Bind *address* (`tcp://HOST:PORT`, port 0 for any free one).
+
+        Raises:
+            OSError: it cannot be bound; the message names it.
+        """
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = self._context.socket(zmq.PUB)
+        self._socket.set(zmq.SNDHWM, QUEUE_MESSAGES)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES)
+        _set_heartbeat(self._socket)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise OSError(error.errno, f"cannot publish on {address}: {error.strerror}") from None
+        self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def send(self, topic: str, record: Any, utc_ns: int) -> None:
+        """Publish *record* (anything that is a JSON object) as of *utc_ns*."""
+        seconds = b"%d.%06d" % (utc_ns // 1_000_000_000, utc_ns % 1_000_000_000 // 1000)
+        self._socket.send_multipart([topic.encode("ascii"), to_json(record), seconds], zmq.DONTWAIT)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+
+class Subscriber:
+    """Feeds `receive(topic, payload)` from the event loop, oldest first.
+
+    A plain socket drained from the loop's reader costs a fifteenth of zmq.asyncio per message.
+    Malformed messages are counted, never raised.
+    """
+
+    def __init__(self, address: str, topics: list[str], receive: Callable[[str, bytes], None]) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = connect(self._context, address, topics)
+        self._receive = receive
+        self._loop = asyncio.get_running_loop()
+        self._fd = int(self._socket.get(zmq.FD))
+        self._loop.add_reader(self._fd, self._drain)
+        self._loop.call_soon(self._drain)  # the descriptor only tells of edges
+        self._closed = False
+        self.malformed = 0
+
+    def _drain(self) -> None:
+        if self._closed:
+            return
+        for _ in range(DRAIN_MESSAGES):
+            try:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            if len(frames) == 3 and frames[0].isascii():
+                self._receive(frames[0].decode("ascii"), frames[1])
+            else:
+                self.malformed += 1
+        self._loop.call_soon(self._drain)
+
+    def close(self) -> None:
+        self._closed = True
+        self._loop.remove_reader(self._fd)
+        self._context.destroy(linger=0)
+
+
+def connect(
+    context: "zmq.Context[zmq.Socket[bytes]]", address: str, topics: list[str]
+) -> "zmq.Socket[bytes]":
+    """A SUB socket that recovers fast from cuts and cannot be flooded by one huge frame."""
+    socket = context.socket(zmq.SUB)
+    socket.set(zmq.RCVHWM, QUEUE_MESSAGES)
+    socket.set(zmq.LINGER, 0)
+    socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES)
+    socket.set(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
+    socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
+    socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
+    _set_heartbeat(socket)
+    for topic in topics or [""]:
+        socket.subscribe(topic.encode("utf-8"))
+    socket.connect(address)
+    return socket
+
+
+def _set_heartbeat(socket: "zmq.Socket[bytes]") -> None:
+    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+
+
+def tap(address: str, topics: list[str]) -> int:
+    """Print live messages, one a line, until interrupted."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        socket = connect(context, address, topics)
+    except zmq.ZMQError as error:
+        print(f"cannot connect to {address}: {error.strerror}: give tcp://HOST:PORT", file=sys.stderr)
+        return 2
+    try:
+        while True:
+            frames = socket.recv_multipart()
+            print(*(frame.decode("utf-8", "backslashreplace") for frame in frames), flush=True)
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 0
+    finally:
+        context.destroy(linger=0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Listen to the bus from a terminal."""
+    parser = argparse.ArgumentParser(prog="python -m common.bus", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    listen = commands.add_parser("tap", help=tap.__doc__)
+    listen.add_argument("address", help="tcp://HOST:PORT of a daemon's bus")
+    listen.add_argument("topics", nargs="*", help="topic prefixes, for example qsensor/inwater/; all if none")
+    options = parser.parse_args(arguments)
+    return tap(options.address, options.topics)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,444 @@
+"""Every record that crosses a wire or a file, and its text form.
+
+No I/O and no clock. Instants are integer nanoseconds; sensor numbers stay the text the sensor
+sent, so that no digit is ever lost in a float.
+"""
+
+import struct
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Literal
+from uuid import UUID
+from zlib import crc32
+
+import msgspec
+from msgspec import Raw, Struct
+
+PROTOCOL = 1  # of the bus frames and the calls between the daemons
+
+Kind = Literal["START", "PERIODIC", "STOP"]
+
+OLD_HEADER = "timestamp,sensor_id,mode,value,TempC,Vin"
+HEADER = OLD_HEADER + ",seq,epoch,mono_ns,crc32"
+MARKER_MODE = "SYNC_"  # every mode with this prefix is a marker, never light
+
+_NULL = Raw(b"null")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Stamp(Struct, frozen=True, gc=False):
+    """One instant on both clocks of a machine."""
+
+    mono_ns: int
+    utc_ns: int
+
+
+class Epoch(Struct, frozen=True, gc=False):
+    """One uninterrupted run of a machine's monotonic clock, and what its wall clock said at mono_ns."""
+
+    epoch: int
+    boot_id: str
+    mono_ns: int
+    utc_ns: int
+
+
+class Reading(Struct, frozen=True, gc=False):
+    """One parsed sensor line, stamped where its first byte arrived, numbered from 0.
+
+    value, temp_c (degrees Celsius) and vin (volts) are the sensor's own digits.
+    """
+
+    seq: int
+    epoch: int
+    mono_ns: int
+    utc_ns: int
+    sensor_id: str
+    mode: str
+    value: str
+    temp_c: str | None = None
+    vin: str | None = None
+
+
+class Marker(Struct, frozen=True, gc=False):
+    """A labelled instant in a record; identity is (sync_id, kind, sequence).
+
+    after_seq: the last reading recorded before it, -1 if there was none.
+    """
+
+    sync_id: str
+    kind: Kind
+    sequence: int
+    epoch: int
+    mono_ns: int
+    utc_ns: int
+    after_seq: int
+    t1_ns: int | None = None
+    label: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return (self.sync_id, self.kind, self.sequence)
+
+
+class Exchange(Struct, frozen=True):
+    """One clock comparison. t1, t4 on the topside clock, t2, t3 on the Pi's; None where it failed.
+
+    The wall clocks were read beside t1 and t2.
+    """
+
+    sync_id: str
+    kind: Literal["START", "PERIODIC", "STOP", "PROBE"]
+    sequence: int
+    probe: int
+    topside_boot_id: str
+    topside_utc_ns: int
+    t1_ns: int
+    t2_ns: int | None = None
+    t3_ns: int | None = None
+    t4_ns: int | None = None
+    pi_boot_id: str | None = None
+    pi_utc_ns: int | None = None
+    transport: Literal["udp", "http"] = "udp"
+    status: str = "ok"
+
+
+class Event(Struct, frozen=True):
+    """Something a reader of the record must know: a gap, a drop, a refusal, a repair, a state change."""
+
+    kind: str
+    mono_ns: int
+    utc_ns: int
+    detail: str
+    count: int = 1
+
+
+class Chunk(Struct, frozen=True, gc=False):
+    """One immutable file of rows. `rows` counts markers too, as the old manifest did; first_seq and
+    last_seq are None when it holds markers only."""
+
+    index: int
+    name: str
+    rows: int
+    size_bytes: int
+    sha256: str
+    first_seq: int | None = None
+    last_seq: int | None = None
+
+
+class ReadingFrame(Struct, frozen=True):
+    """A reading on the bus; numbers carry the sensor's own digits."""
+
+    v: int
+    session_id: str
+    boot_id: str
+    epoch: int
+    seq: int
+    t: float
+    utc_ns: int
+    mono_ns: int
+    sensor_id: str
+    mode: str
+    value: Raw
+    temp_c: Raw
+    vin: Raw
+    durable_seq: int
+
+    @classmethod
+    def of(cls, reading: Reading, session_id: str, boot_id: str, durable_seq: int) -> "ReadingFrame":
+        return cls(
+            PROTOCOL,
+            session_id,
+            boot_id,
+            reading.epoch,
+            reading.seq,
+            reading.utc_ns / 1e9,
+            reading.utc_ns,
+            reading.mono_ns,
+            reading.sensor_id,
+            reading.mode,
+            number(reading.value),
+            number(reading.temp_c),
+            number(reading.vin),
+            durable_seq,
+        )
+
+    def reading(self) -> Reading:
+        """The reading it carries.
+
+        Raises:
+            ValueError: value is not a number.
+        """
+        value = _digits(self.value)
+        if value is None:
+            raise ValueError("value is null")
+        return Reading(
+            self.seq,
+            self.epoch,
+            self.mono_ns,
+            self.utc_ns,
+            self.sensor_id,
+            self.mode,
+            value,
+            _digits(self.temp_c),
+            _digits(self.vin),
+        )
+
+
+class MarkerFrame(Struct, frozen=True):
+    """A marker on the bus."""
+
+    v: int
+    session_id: str
+    boot_id: str
+    epoch: int
+    t: float
+    utc_ns: int
+    mono_ns: int
+    sync_id: str
+    kind: Kind
+    sequence: int
+    after_seq: int
+    label: str | None
+
+    @classmethod
+    def of(cls, marker: Marker, session_id: str, boot_id: str) -> "MarkerFrame":
+        m = marker
+        return cls(
+            PROTOCOL,
+            session_id,
+            boot_id,
+            m.epoch,
+            m.utc_ns / 1e9,
+            m.utc_ns,
+            m.mono_ns,
+            m.sync_id,
+            m.kind,
+            m.sequence,
+            m.after_seq,
+            m.label,
+        )
+
+
+class ChunkFrame(Struct, frozen=True):
+    """A chunk on the bus: `open` with the bytes that will not change any more, or `sealed`."""
+
+    v: int
+    session_id: str
+    t: float
+    utc_ns: int
+    index: int
+    name: str
+    state: Literal["open", "sealed"]
+    size_bytes: int
+    rows: int | None
+    sha256: str | None
+    durable_seq: int
+
+
+class StatusFrame(Struct, frozen=True):
+    """One stream's state, once a second; session_id is empty between recordings."""
+
+    v: int
+    session_id: str
+    boot_id: str
+    t: float
+    utc_ns: int
+    mono_ns: int
+    state: str
+    detail: str
+    rows: int
+    last_seq: int
+    durable_seq: int
+    events: int
+
+
+class FusedFrame(Struct, frozen=True):
+    """A provisional fused row on the bus; what is missing is null."""
+
+    v: int
+    session_id: str
+    t: float
+    utc_ns: int
+    inwater_seq: int | None
+    surface_seq: int | None
+    inwater_value: Raw
+    surface_value: Raw
+    percent_of_surface: float | None
+    offset_ms: float | None
+    offset_sd_ms: float | None
+    pair_dt_ms: float | None
+    clock_status: str
+
+
+class ClockFrame(Struct, frozen=True):
+    """The clock model on the bus: offset is Pi - topside, drift positive when the Pi gains."""
+
+    v: int
+    session_id: str
+    t: float
+    utc_ns: int
+    offset_ms: float | None
+    offset_sd_ms: float | None
+    drift_ppm: float | None
+    drift_sd_ppm: float | None
+    bursts: int
+    refused: int
+    delay_min_ms: float | None
+
+
+def number(digits: str | None) -> Raw:
+    return _NULL if digits is None else Raw(digits.encode("ascii"))
+
+
+def _digits(number: Raw) -> str | None:
+    text = bytes(number).decode("ascii")
+    if text == "null":
+        return None
+    float(text)
+    return text
+
+
+class RowError(ValueError):
+    """A row that is torn, spliced or not ours; the message says which."""
+
+
+@lru_cache(maxsize=64)
+def _second_text(second: int) -> str:
+    return (_EPOCH + timedelta(seconds=second)).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def format_utc(utc_ns: int) -> str:
+    """ISO 8601 with microseconds and offset, always 32 characters, truncated toward the past."""
+    second, ns = divmod(utc_ns, 1_000_000_000)
+    return f"{_second_text(second)}.{ns // 1000:06d}+00:00"
+
+
+@lru_cache(maxsize=64)
+def _second_of(text: str) -> int:
+    moment = datetime.fromisoformat(text)
+    return round((moment.replace(tzinfo=UTC) - _EPOCH).total_seconds())
+
+
+def parse_utc(text: str) -> int:
+    """Nanoseconds since 1970 of an ISO 8601 instant, `Z` or an offset at the end.
+
+    Raises:
+        ValueError: not such an instant.
+    """
+    if len(text) == 32 and text[19] == "." and text.endswith("+00:00") and text[20:26].isdigit():
+        return _second_of(text[:19]) * 1_000_000_000 + int(text[20:26]) * 1000
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def _seal_row(body: str) -> bytes:
+    return f"{body},{crc32(body.encode('ascii')):08x}\r\n".encode("ascii")
+
+
+def encode_row(reading: Reading) -> bytes:
+    """A reading as a chunk row: the old six columns, ours, and a checksum over all before it."""
+    r = reading
+    return _seal_row(
+        f"{format_utc(r.utc_ns)},{r.sensor_id},{r.mode},{r.value},{r.temp_c or ''},{r.vin or ''},"
+        f"{r.seq},{r.epoch},{r.mono_ns}"
+    )
+
+
+def encode_marker_row(marker: Marker, sensor_id: str) -> bytes:
+    """A marker as old readers know it: value is the first 8 hex digits of the id, as a decimal."""
+    value = int(marker.sync_id.replace("-", "")[:8], 16)
+    return _seal_row(
+        f"{format_utc(marker.utc_ns)},{sensor_id},{MARKER_MODE}{marker.kind},{value},,,,"
+        f"{marker.epoch},{marker.mono_ns}"
+    )
+
+
+def check_row(line: bytes) -> list[str]:
+    """The fields of a chunk row whose checksum holds.
+
+    Raises:
+        RowError: it does not.
+    """
+    body, comma, crc = line.rstrip(b"\r\n").rpartition(b",")
+    if not comma or crc != b"%08x" % crc32(body):
+        raise RowError(f"checksum does not match: {line[:80]!r}")
+    fields = body.decode("ascii").split(",")
+    if len(fields) != 9:
+        raise RowError(f"{len(fields) + 1} fields, expected 10: {line[:80]!r}")
+    return fields
+
+
+def decode_row(line: bytes) -> Reading | None:
+    """The reading in a chunk row, None for a marker row.
+
+    Raises:
+        RowError: torn, spliced or not a row of ours.
+    """
+    fields = check_row(line)
+    if fields[2].startswith(MARKER_MODE):
+        return None
+    try:
+        return Reading(
+            seq=int(fields[6]),
+            epoch=int(fields[7]),
+            mono_ns=int(fields[8]),
+            utc_ns=parse_utc(fields[0]),
+            sensor_id=fields[1],
+            mode=fields[2],
+            value=fields[3],
+            temp_c=fields[4] or None,
+            vin=fields[5] or None,
+        )
+    except ValueError as error:
+        raise RowError(f"{error}: {line[:80]!r}") from None
+
+
+class TimeReply(Struct, frozen=True):
+    """What the UDP time responder answers; xid and t1_ns are the asker's own."""
+
+    xid: int
+    t1_ns: int
+    t2_ns: int
+    t3_ns: int
+    utc_ns: int
+    boot_id: str
+
+
+_TIME_MAGIC = b"QST1"
+_TIME_REQUEST = struct.Struct("!4sQq48x")  # padded, so that an answer is never larger than the question
+_TIME_REPLY = struct.Struct("!4sQqqqq16s")
+
+
+def pack_time_request(xid: int, t1_ns: int) -> bytes:
+    return _TIME_REQUEST.pack(_TIME_MAGIC, xid, t1_ns)
+
+
+def unpack_time_request(datagram: bytes) -> tuple[int, int] | None:
+    """(xid, t1_ns) of a request, None for anything else."""
+    if len(datagram) != _TIME_REQUEST.size or not datagram.startswith(_TIME_MAGIC):
+        return None
+    _, xid, t1_ns = _TIME_REQUEST.unpack(datagram)
+    return xid, t1_ns
+
+
+def pack_time_reply(reply: TimeReply) -> bytes:
+    r = reply
+    return _TIME_REPLY.pack(_TIME_MAGIC, r.xid, r.t1_ns, r.t2_ns, r.t3_ns, r.utc_ns, UUID(r.boot_id).bytes)
+
+
+def unpack_time_reply(datagram: bytes) -> TimeReply | None:
+    """The reply in a datagram, None for anything else."""
+    if len(datagram) != _TIME_REPLY.size or not datagram.startswith(_TIME_MAGIC):
+        return None
+    _, xid, t1_ns, t2_ns, t3_ns, utc_ns, boot = _TIME_REPLY.unpack(datagram)
+    return TimeReply(xid, t1_ns, t2_ns, t3_ns, utc_ns, str(UUID(bytes=boot)))
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def to_json(record: Any) -> bytes:
+    """One record as a JSON object on one line, without the line end."""
+    return _encoder.encode(record)

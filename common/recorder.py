@@ -1,0 +1,381 @@
+"""Arrivals in, numbered rows on disk, readings out: the same on both sides.
+
+A row reaches the OS before anybody is told of it, so a number is never used twice. All disk work
+runs on one thread of its own; the event loop only moves lists.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from common.chunkstore import ChunkStore, open_name
+from common.clock import Clock, begin_epoch
+from common.files import Lines, make_folder, read_json, read_lines, replace
+from common.instrument import Arrival, Instrument
+from common.messages import (
+    Chunk,
+    Epoch,
+    Event,
+    Marker,
+    Reading,
+    encode_marker_row,
+    encode_row,
+    format_utc,
+    to_json,
+)
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SYNC_S = 0.5  # rows are exposed to a power cut this long, plus one fsync
+RETRY_S = 1.0  # between attempts while the disk refuses
+WAITING_ROWS = 60_000  # kept in memory while the disk refuses: a minute at 1000 readings/s
+PUBLISHED_MAX = 10_000  # readings that may have been published but not fsynced when power failed
+CLOSE_S = 1.5  # how long a closing recorder waits for a disk that refuses
+STAMP_MEANING = "arrival of the line's first byte at the host; mono_ns: CLOCK_MONOTONIC_RAW or perf_counter"
+
+
+class StreamRecord(Struct):
+    """`session.json` beside the chunks: what this stream is and which clocks stamped it."""
+
+    session_id: str
+    mission: str
+    role: str
+    started_at: str
+    roll_interval_s: float
+    rate_hz: int = 500
+    schema_version: int = 1
+    state: str = "recording"
+    stopped_at: str | None = None
+    sensor_id: str = "unknown"
+    sensor: dict[str, Any] | None = None
+    stamp: str = STAMP_MEANING
+    simulated_clock: bool = False
+    epochs: list[Epoch] = []
+
+
+def describe(instrument: Instrument) -> dict[str, Any] | None:
+    """What the sensor said of itself, as it is kept in `session.json`; None before it has been asked."""
+    return None if instrument.config is None else dict(msgspec.to_builtins(instrument.config))
+
+
+class OpenChunk(Struct, frozen=True):
+    """The chunk being written; its first durable_bytes will never change."""
+
+    index: int
+    name: str
+    durable_bytes: int
+
+
+class Listener(Protocol):
+    """Told from the event loop what the recorder did, in order."""
+
+    def rows(self, readings: list[Reading]) -> None:
+        """These have reached the OS."""
+
+    def marker(self, marker: Marker) -> None:
+        """This has reached the disk."""
+
+    def durable(self) -> None:
+        """Rows have reached the disk since the last call."""
+
+    def sealed(self, chunk: Chunk) -> None:
+        """This chunk is complete and will never change."""
+
+    def event(self, event: Event) -> None:
+        """Something worth a line happened."""
+
+
+class Recorder:
+    """Records one stream into one folder until stopped (for ever) or closed (to be resumed)."""
+
+    def __init__(self, folder: Path, record: StreamRecord, clock: Clock, listener: Listener) -> None:
+        """Not called directly: see `create` and `resume`."""
+        self.folder = folder
+        self.record = record
+        self.trouble = ""  # why rows are waiting in memory; "" when they are not
+        self.dropped = 0
+        self._clock = clock
+        self._listener = listener
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+        self._waiting: list[Reading | Marker] = []
+        self._events: list[Event] = []
+        self._wake = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._closing = self._stopping = False
+        self._ended = asyncio.Event()
+        self._markers: dict[tuple[str, str, int], Marker] = {}
+        self._marking: dict[tuple[str, str, int], asyncio.Future[Marker]] = {}
+        self._epoch = 0
+        self._next_seq = 0
+
+    @classmethod
+    async def create(cls, folder: Path, record: StreamRecord, clock: Clock, listener: Listener) -> "Recorder":
+        """Begin a new recording in *folder*.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        record.epochs = [begin_epoch(0, clock)]
+        recorder = cls(folder, record, clock, listener)
+        await recorder._on_disk(make_folder, folder)
+        await recorder._on_disk(recorder._open)
+        return recorder
+
+    @classmethod
+    async def resume(cls, folder: Path, clock: Clock, listener: Listener) -> "Recorder":
+        """Go on with the recording in *folder* after a restart of the daemon or of the machine.
+
+        Raises:
+            ValueError: session.json is missing or damaged.
+        """
+        record = await asyncio.to_thread(read_json, folder / "session.json", StreamRecord)
+        if record is None:
+            raise ValueError(f"{folder}: no session.json")
+        recorder = cls(folder, record, clock, listener)
+        await recorder._on_disk(recorder._open)
+        recorder.note("resumed", f"after seq {recorder._next_seq - 1}")
+        return recorder
+
+    def _open(self) -> None:
+        record = self.record
+        self._store = ChunkStore(self.folder, record.session_id, record.started_at, record.roll_interval_s)
+        markers = self.folder / "markers.jsonl"
+        self._markers = {marker.key: marker for marker in read_lines(markers, Marker)}
+        self._marker_file = Lines(markers)
+        self._event_file = Lines(self.folder / "events.jsonl")
+        self._next_seq = self._store.last_seq + 1
+        self._enter_epoch()
+        for damage in self._store.verdict.damage:
+            self._events.append(self._event("damage", damage))
+        self._save_record()
+
+    def _enter_epoch(self) -> None:
+        last = self.record.epochs[-1]
+        now = begin_epoch(last.epoch + 1, self._clock)
+        self._epoch = last.epoch
+        if now.boot_id == last.boot_id and now.mono_ns >= last.mono_ns:
+            return
+        self.record.epochs.append(now)
+        self._epoch = now.epoch
+        self._events.append(self._event("reboot", f"the clock of epoch {last.epoch} has ended"))
+        if self._store.verdict.unclean:  # what was published after the last fsync is unknown
+            first, self._next_seq = self._next_seq, self._next_seq + PUBLISHED_MAX
+            skipped = f"power failed: numbers {first} to {self._next_seq - 1} are left out"
+            self._events.append(self._event("numbers_skipped", skipped, PUBLISHED_MAX))
+
+    def _save_record(self) -> None:
+        replace(self.folder / "session.json", to_json(self.record))
+
+    def take(self, arrival: Arrival) -> None:
+        """Number an arrival and queue it for the disk; never waits."""
+        reading = Reading(
+            seq=self._next_seq,
+            epoch=self._epoch,
+            mono_ns=arrival.stamp.mono_ns,
+            utc_ns=arrival.stamp.utc_ns,
+            sensor_id=arrival.sensor_id,
+            mode=arrival.mode,
+            value=arrival.value,
+            temp_c=arrival.temp_c,
+            vin=arrival.vin,
+        )
+        self._next_seq += 1
+        if len(self._waiting) >= WAITING_ROWS:
+            self.dropped += 1  # the hole in the numbers says where
+            return
+        self._waiting.append(reading)
+        self._wake.set()
+
+    async def mark(self, marker: Marker) -> tuple[Marker, bool]:
+        """Write a marker among the rows; returns when it is on the disk.
+
+        Returns:
+            The marker as recorded, and whether it was new: a repeated key gives the first one.
+        """
+        first = self._markers.get(marker.key)
+        if first is not None:
+            return first, False
+        pending = self._marking.get(marker.key)
+        if pending is not None:
+            return await asyncio.shield(pending), False
+        written = self._marking[marker.key] = asyncio.get_running_loop().create_future()
+        self._waiting.append(self._placed(marker))
+        self._wake.set()
+        return await asyncio.shield(written), True
+
+    def _placed(self, marker: Marker) -> Marker:
+        return Marker(
+            sync_id=marker.sync_id,
+            kind=marker.kind,
+            sequence=marker.sequence,
+            epoch=self._epoch,
+            mono_ns=marker.mono_ns,
+            utc_ns=marker.utc_ns,
+            after_seq=self._next_seq - 1,
+            t1_ns=marker.t1_ns,
+            label=marker.label,
+        )
+
+    def note(self, kind: str, detail: str, count: int = 1) -> None:
+        """Write a line into events.jsonl and tell the listener."""
+        event = self._event(kind, detail, count)
+        self._events.append(event)
+        self._listener.event(event)
+        self._wake.set()
+
+    def _event(self, kind: str, detail: str, count: int = 1) -> Event:
+        now = self._clock.stamp()
+        return Event(kind, now.mono_ns, now.utc_ns, detail, count)
+
+    def describe_sensor(self, sensor_id: str, sensor: dict[str, Any] | None) -> None:
+        """Keep what the sensor said of itself with the recording."""
+        self.record.sensor_id, self.record.sensor = sensor_id, sensor
+        self._disk.submit(self._save_record)
+
+    async def run(self) -> None:
+        """Write what comes in until `stop`; cancelled, seal what is open and leave the rest to `resume`."""
+        for event in self._events:
+            self._listener.event(event)
+        writing = asyncio.create_task(self._write())
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            self._close()
+            await writing
+            raise
+        finally:
+            await self._finish()
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """End the recording for ever; returns when its last chunk is sealed."""
+        self._stopping = True
+        self._close()
+        await self._ended.wait()
+
+    def _close(self) -> None:
+        self._closing = True
+        self._wake.set()
+
+    async def _write(self) -> None:
+        synced_ns = self._clock.mono_ns()
+        while not (self._closing and not self._waiting):
+            await self._rest()
+            batch, self._waiting = self._waiting, []
+            if batch and not await self._insist(self._append, batch):
+                break
+            self._listener.rows([row for row in batch if isinstance(row, Reading)])
+            markers = [row for row in batch if isinstance(row, Marker)]
+            now_ns = self._clock.mono_ns()
+            if markers or now_ns - synced_ns >= SYNC_S * 1e9:
+                if not await self._insist(self._commit, markers):
+                    break
+                synced_ns = now_ns
+                self._tell_durable(markers)
+            if self._store.roll_due(now_ns):
+                await self._insist(self._seal)
+
+    async def _rest(self) -> None:
+        """Until there is something to write, or the next sync is due."""
+        try:
+            async with asyncio.timeout(SYNC_S):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    def _append(self, batch: list[Reading | Marker]) -> None:
+        rows = [
+            encode_row(row) if isinstance(row, Reading) else encode_marker_row(row, self.record.sensor_id)
+            for row in batch
+        ]
+        seqs = [row.seq for row in batch if isinstance(row, Reading)]
+        self._store.append(rows, seqs, self._clock.mono_ns())
+
+    def _commit(self, markers: list[Marker]) -> None:
+        self._store.sync()
+        if markers:
+            self._marker_file.append(*markers, sync=True)
+        self._write_events()
+
+    def _write_events(self) -> None:
+        events = self._events[:]  # the loop may add to it meanwhile
+        self._event_file.append(*events)
+        del self._events[: len(events)]
+
+    def _tell_durable(self, markers: list[Marker]) -> None:
+        for marker in markers:
+            self._markers[marker.key] = marker
+            self._marking.pop(marker.key).set_result(marker)
+            self._listener.marker(marker)
+        self._listener.durable()
+
+    def _seal(self) -> None:
+        chunk = self._store.seal()
+        if chunk is not None:
+            self._loop.call_soon_threadsafe(self._listener.sealed, chunk)
+
+    async def _insist(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Do disk work, again and again while the disk refuses; False if closing cuts that short."""
+        started_ns = self._clock.mono_ns()
+        while True:
+            try:
+                await self._on_disk(work, *args, **kwargs)
+            except OSError as error:
+                if not self.trouble:
+                    self.note("disk_trouble", f"{error.strerror}: readings wait in memory until it ends")
+                self.trouble = error.strerror or str(error)
+                if self._closing and self._clock.mono_ns() - started_ns > CLOSE_S * 1e9:
+                    return False
+                await asyncio.sleep(RETRY_S)
+            else:
+                if self.trouble:
+                    self.trouble = ""
+                    self.note("disk_recovered", "readings are being written again")
+                return True
+
+    async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
+
+    async def _finish(self) -> None:
+        if self._stopping:
+            self.record.state = "stopped"
+            self.record.stopped_at = format_utc(self._clock.utc_ns())
+        for work in (self._seal, self._save_record, self._write_events):
+            await self._insist(work)
+        self._marker_file.close()
+        self._event_file.close()
+        self._disk.shutdown()
+
+    @property
+    def open_chunk(self) -> OpenChunk | None:
+        index = self._store.open_index
+        return None if index is None else OpenChunk(index, open_name(index), self._store.durable_bytes)
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """The sealed ones, oldest first."""
+        return self._store.chunks
+
+    @property
+    def rows(self) -> int:
+        """Rows that have reached the OS, markers included."""
+        return self._store.rows
+
+    @property
+    def last_seq(self) -> int:
+        return self._store.last_seq
+
+    @property
+    def durable_seq(self) -> int:
+        return self._store.durable_seq

@@ -1,0 +1,106 @@
+"""HTTP as both daemons serve it: typed bodies in, JSON out, every refusal `{"detail": "..."}`."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from common.messages import to_json
+from common.service import ConfigError, split_address
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+BODY_BYTES = 16_384  # the largest body we accept is a few hundred
+KEEPALIVE_S = 75.0
+SHUTDOWN_S = 0.5
+
+
+class Refused(Exception):
+    """A request that cannot be met; carries the HTTP status and one line that says why."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+
+
+def answer(record: Any, status: int = 200) -> web.Response:
+    """*record* as a JSON response."""
+    return web.Response(body=to_json(record), status=status, content_type="application/json")
+
+
+async def body(request: web.Request, kind: type[T]) -> T:
+    """The request's JSON body as *kind*; an absent body is an empty object.
+
+    Raises:
+        Refused: 422, naming the field.
+    """
+    content = await request.read()
+    try:
+        return msgspec.json.decode(content or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(422, f"body: {error}") from None
+
+
+def query(request: web.Request, kind: type[T]) -> T:
+    """The query string as *kind*, numbers read from their text.
+
+    Raises:
+        Refused: 422, naming the parameter.
+    """
+    try:
+        return msgspec.convert(dict(request.query), kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refused(422, f"query: {error}") from None
+
+
+@web.middleware
+async def _say_why(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Refused as refused:
+        return answer({"detail": str(refused)}, refused.status)
+    except web.HTTPRequestEntityTooLarge:
+        return answer({"detail": f"body: larger than {BODY_BYTES} bytes"}, 413)
+    except web.HTTPException as error:
+        return answer({"detail": error.reason}, error.status)
+
+
+class Site:
+    """One listening address with its routes."""
+
+    def __init__(self) -> None:
+        self.app = web.Application(middlewares=[_say_why], client_max_size=BODY_BYTES)
+
+    def get(self, path: str, handler: Handler) -> None:
+        self.app.router.add_get(path, handler)
+
+    def post(self, path: str, handler: Handler) -> None:
+        self.app.router.add_post(path, handler)
+
+    async def listen(self, address: str) -> None:
+        """Serve on HOST:PORT until `close`.
+
+        Raises:
+            ConfigError: the address cannot be had.
+        """
+        host, port = split_address(address)
+        self._runner = web.AppRunner(
+            self.app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S
+        )
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise ConfigError(
+                f"cannot serve http on {address}: {error.strerror}: choose another --http"
+            ) from None
+        log.info("http on %s", address)
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
