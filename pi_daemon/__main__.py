@@ -1,0 +1,51 @@
+"""`python -m pi_daemon`: run the Pi daemon."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from common.service import EXIT_CONFIG, ConfigError, Supervisor, load_config, run_daemon, start_logging
+from pi_daemon.config import Config
+from pi_daemon.daemon import Daemon
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every flag lays over the configuration file."""
+    flags = argparse.ArgumentParser(prog="python -m pi_daemon", description="Record the in-water sensor.")
+    flags.add_argument("--config", type=Path, metavar="FILE", help="TOML configuration")
+    flags.add_argument("--serial", metavar="PORT", help="device path, by-id or by-path link")
+    flags.add_argument("--baud", type=int, help="the sensor's speed (default 9600)")
+    flags.add_argument("--data", metavar="DIR", help="where recordings are kept")
+    flags.add_argument("--http", metavar="HOST:PORT", help="default 127.0.0.1:9150")
+    flags.add_argument("--bus", metavar="tcp://HOST:PORT", help="default tcp://127.0.0.1:9151")
+    flags.add_argument("--time", metavar="HOST:PORT", help="udp; default two above the http port")
+    flags.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    overrides = {
+        "serial.port": options.serial,
+        "serial.baud": options.baud,
+        "data": options.data,
+        "http": options.http,
+        "bus": options.bus,
+        "time": options.time,
+        "log_level": options.log_level,
+    }
+    try:
+        config = load_config(options.config, Config, overrides)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    start_logging(config.log_level)
+
+    async def serve(supervisor: Supervisor) -> None:
+        await Daemon(config, supervisor).run()
+
+    return run_daemon(serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What an operator may turn on the Pi. Every key of the TOML file is a field here."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from common.instrument import SerialSettings
+
+
+class Recording(Struct, frozen=True, forbid_unknown_fields=True):
+    """How rows are kept."""
+
+    roll_interval_s: Annotated[float, Meta(ge=1, le=15)] = 15.0
+    """Longest a chunk stays open. Lower: old clients lose less at the end; higher: fewer files."""
+    min_free_mb: Annotated[float, Meta(ge=0)] = 100.0
+    """A recording is refused below this much free disk. Lower: starts later into a full card."""
+
+
+class Simulation(Struct, frozen=True, forbid_unknown_fields=True):
+    """A Pi whose clock is wrong on purpose, for demonstrations; named in every recording made so."""
+
+    clock_offset_s: float = 0.0
+    clock_drift_ppm: Annotated[float, Meta(ge=-1000, le=1000)] = 0.0
+    clock_origin_ns: int | None = None
+    """Monotonic time of this machine at which the offset holds; None: at start."""
+
+    @property
+    def active(self) -> bool:
+        return bool(self.clock_offset_s or self.clock_drift_ppm)
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """The Pi daemon's configuration."""
+
+    data: str = "qsensor-data"
+    http: str = "127.0.0.1:9150"
+    bus: str = "tcp://127.0.0.1:9151"
+    time: str | None = None
+    """HOST:PORT of the UDP time responder; None: two above the HTTP port, or any free one."""
+    log_level: str = "info"
+    serial: SerialSettings = SerialSettings()
+    recording: Recording = Recording()
+    simulation: Simulation = Simulation()

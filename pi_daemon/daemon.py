@@ -1,0 +1,116 @@
+"""The Pi daemon's parts, put together."""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from common.announcer import Announcer
+from common.bus import INWATER, Publisher
+from common.clock import Clock, SkewedClock, StepWatch, SystemClock
+from common.files import FolderLock, make_folder
+from common.instrument import Arrival, Instrument
+from common.service import ConfigError, Supervisor, notify, split_address, watchdog
+from pi_daemon.api import Api
+from pi_daemon.config import Config
+from pi_daemon.sessions import Sessions
+from pi_daemon.timeserver import TimeServer
+
+log = logging.getLogger(__name__)
+
+TIME_PORT_ABOVE_HTTP = 2  # 9150 -> 9152
+STATUS_S = 1.0
+
+
+class Daemon:
+    """Serial to chunks to bus, and the HTTP calls to steer it."""
+
+    def __init__(self, config: Config, supervisor: Supervisor) -> None:
+        """Take the data folder and the bus address.
+
+        Raises:
+            FolderInUse: another daemon has the data folder.
+            ConfigError: the folder or the bus address cannot be had.
+        """
+        self._config = config
+        self._supervisor = supervisor
+        self._clock = _clock(config)
+        self._lock = _lock(Path(config.data))
+        try:
+            self._publisher = Publisher(config.bus)
+        except OSError as error:
+            raise ConfigError(f"{error.strerror}: choose another --bus") from None
+        self._announcer = Announcer(self._publisher, INWATER, self._clock)
+        self._instrument = Instrument(config.serial, self._clock, self._take, self._note, self._may_interrupt)
+        self._sessions = Sessions(config, self._clock, self._announcer, supervisor, self._instrument)
+
+    def _take(self, arrival: Arrival) -> None:
+        self._sessions.take(arrival)
+
+    def _may_interrupt(self) -> bool:
+        return self._sessions.recorder is None
+
+    def _note(self, kind: str, detail: str, count: int) -> None:
+        log.info("%s: %s", kind, detail)
+        if self._sessions.recorder is None:
+            self._announcer.events[kind] += count
+        else:
+            self._sessions.recorder.note(kind, detail, count)
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        self._time = await self._serve_time()
+        self._site = Api(
+            self._sessions, self._instrument, self._clock, self._time.port, self._publisher.port
+        ).site
+        try:
+            await self._supervisor.run(self._begin)
+        finally:
+            await self._site.close()
+            self._time.close()
+            self._publisher.close()
+            self._lock.close()
+
+    async def _begin(self) -> None:
+        await self._sessions.resume()
+        self._supervisor.keep("instrument", self._instrument.run())
+        self._supervisor.keep("status", self._tell_status())
+        self._supervisor.keep("watchdog", watchdog(lambda: True))
+        await self._site.listen(self._config.http)
+        notify("READY=1")
+
+    async def _serve_time(self) -> TimeServer:
+        host, port = split_address(self._config.time or self._config.http)
+        if self._config.time is None:
+            port += TIME_PORT_ABOVE_HTTP
+        try:
+            return await TimeServer.bind(self._clock, host, port, any_port=self._config.time is None)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot serve time on {host}:{port}/udp: {error.strerror}: choose another"
+            ) from None
+
+    async def _tell_status(self) -> None:
+        steps = StepWatch(self._clock)
+        while True:
+            health = self._instrument.health()
+            self._announcer.status(health.state, health.detail)
+            step_ns = steps.look()
+            if step_ns:
+                self._note("clock_step", f"the wall clock was set by {step_ns / 1e9:+.3f} s", 1)
+            await asyncio.sleep(STATUS_S)
+
+
+def _clock(config: Config) -> Clock:
+    clock, simulation = SystemClock(), config.simulation
+    if not simulation.active:
+        return clock
+    origin_ns = clock.mono_ns() if simulation.clock_origin_ns is None else simulation.clock_origin_ns
+    return SkewedClock(clock, round(simulation.clock_offset_s * 1e9), simulation.clock_drift_ppm, origin_ns)
+
+
+def _lock(folder: Path) -> FolderLock:
+    try:
+        make_folder(folder)
+        return FolderLock(folder)
+    except OSError as error:
+        raise ConfigError(f"data folder {folder}: {error.strerror}: choose another --data") from None
