@@ -1,0 +1,1 @@
+"""The daemon on deck: mirrors the vehicle, records the surface sensor, runs sessions, fuses."""

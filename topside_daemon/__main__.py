@@ -1,0 +1,127 @@
+"""`python -m topside_daemon`: run the topside daemon, or talk to the one that runs."""
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from common.service import EXIT_CONFIG, ConfigError, Supervisor, load_config, run_daemon, start_logging
+from topside_daemon.config import Config
+from topside_daemon.daemon import Daemon
+from topside_daemon.demo import add_demo_flags, demo
+
+CALL_S = 90.0  # longer than the daemon waits for the Pi at a stop
+REFUSED = 1
+CALLS = {
+    "start": ("POST", "/session/start"),
+    "stop": ("POST", "/session/stop"),
+    "mark": ("POST", "/session/mark"),
+    "status": ("GET", "/status"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every flag of the daemon lays over the configuration file."""
+    top = argparse.ArgumentParser(
+        prog="python -m topside_daemon", description="Record the surface sensor and follow the in-water one."
+    )
+    top.add_argument("--config", type=Path, metavar="FILE", help="TOML configuration")
+    top.add_argument("--pi", metavar="URL", help="the Pi daemon, for example http://192.168.2.2:9150")
+    top.add_argument(
+        "--serial", metavar="PORT", help="the surface sensor: device path, by-id or by-path link"
+    )
+    top.add_argument("--baud", type=int, help="the surface sensor's speed (default 9600)")
+    top.add_argument("--data", metavar="DIR", help="where sessions are kept")
+    top.add_argument("--http", metavar="HOST:PORT", help="default 127.0.0.1:9160")
+    top.add_argument("--bus", metavar="tcp://HOST:PORT", help="default tcp://127.0.0.1:9161")
+    top.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    commands = top.add_subparsers(dest="command", title="talk to the running daemon, or show what it does")
+    for name, text in (
+        ("start", "begin a session"),
+        ("stop", "end the session; returns when both sides agree"),
+        ("mark", "write a labelled marker into both records"),
+        ("status", "where everything stands"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--http", dest="daemon", metavar="HOST:PORT", default=Config().http)
+        command.add_argument("--json", action="store_true", help="print the answer as JSON")
+        if name == "start":
+            command.add_argument("--mission", default="mission", help="what the folder will be called")
+        if name == "mark":
+            command.add_argument("label", help="what happened")
+    add_demo_flags(commands.add_parser("demo", help="both daemons and two simulated sensors in one go"))
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.command == "demo":
+        return demo(options)
+    if options.command is not None:
+        return asyncio.run(_talk(options))
+    overrides = {
+        "pi": options.pi,
+        "serial.port": options.serial,
+        "serial.baud": options.baud,
+        "data": options.data,
+        "http": options.http,
+        "bus": options.bus,
+        "log_level": options.log_level,
+    }
+    try:
+        config = load_config(options.config, Config, overrides)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    start_logging(config.log_level)
+
+    async def serve(supervisor: Supervisor) -> None:
+        await Daemon(config, supervisor).run()
+
+    return run_daemon(serve)
+
+
+async def _talk(options: argparse.Namespace) -> int:
+    """Make one call to the daemon and print its answer."""
+    method, path = CALLS[options.command]
+    wanted: dict[str, str] = {}
+    if options.command == "start":
+        wanted = {"mission": options.mission}
+    elif options.command == "mark":
+        wanted = {"label": options.label}
+    timeout = aiohttp.ClientTimeout(total=CALL_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as http,
+            http.request(method, f"http://{options.daemon}{path}", json=wanted) as response,
+        ):
+            status, said = response.status, await response.json()
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        print(f"no topside daemon at {options.daemon}: {reason}: start one, or give --http", file=sys.stderr)
+        return REFUSED
+    if status != 200:
+        print(said.get("detail", said), file=sys.stderr)
+        return REFUSED
+    print(json.dumps(said) if options.json else _lines(said))
+    return 0
+
+
+def _lines(said: Any, indent: str = "") -> str:
+    """An answer for people: one fact a line, empty ones left out."""
+    lines = []
+    for key, value in said.items():
+        if isinstance(value, dict):
+            lines.append(f"{indent}{key}:")
+            lines.append(_lines(value, indent + "  "))
+        elif value not in (None, ""):
+            lines.append(f"{indent}{key}: {value}")
+    return "\n".join(line for line in lines if line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""What an operator may turn topside. Every key of the TOML file is a field here."""
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from common.instrument import SerialSettings
+
+
+class Markers(Struct, frozen=True, forbid_unknown_fields=True):
+    """How often the two clocks are compared during a session."""
+
+    interval_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
+    """Between PERIODIC markers; 0 sends none. Lower: the clock is followed closer; higher: less traffic."""
+    probes: Annotated[int, Meta(ge=1, le=64)] = 8
+    """Exchanges in a burst, of which the quickest counts. More: steadier on a busy link."""
+
+
+class Recording(Struct, frozen=True, forbid_unknown_fields=True):
+    """How rows are kept, on both sides."""
+
+    roll_interval_s: Annotated[float, Meta(ge=1, le=15)] = 15.0
+    """Longest a chunk stays open. Lower: more files; higher: more re-hashing when one is pulled."""
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    """The topside daemon's configuration."""
+
+    data: str = "qsensor-data"
+    http: str = "127.0.0.1:9160"
+    bus: str = "tcp://127.0.0.1:9161"
+    pi: str | None = None
+    """URL of the Pi daemon, for example http://192.168.2.2:9150; None: no in-water sensor."""
+    log_level: str = "info"
+    serial: SerialSettings = SerialSettings()
+    """The surface sensor; without a port there is none."""
+    markers: Markers = Markers()
+    recording: Recording = Recording()

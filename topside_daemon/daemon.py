@@ -1,0 +1,276 @@
+"""The topside daemon's parts, put together."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from common.announcer import Announcer
+from common.bus import INWATER, STATUS, SURFACE, Publisher, Subscriber
+from common.clock import StepWatch, SystemClock
+from common.files import FolderLock, make_folder, read_json
+from common.instrument import Arrival, Instrument
+from common.messages import ChunkFrame, Epoch, Exchange, Reading, ReadingFrame
+from common.service import ConfigError, Supervisor, notify, watchdog
+from common.web import Refused
+from topside_daemon.api import Api
+from topside_daemon.config import Config
+from topside_daemon.live import Live
+from topside_daemon.pi import Pi, PiError
+from topside_daemon.products import SessionRecord
+from topside_daemon.session import Deck, Session, require
+
+log = logging.getLogger(__name__)
+
+STATUS_S = 1.0
+TICK_S = 0.1  # between looks at what the live fuser can settle
+SEEK_S = 2.0  # between attempts to find the Pi's bus
+CHECK_S = 10.0  # between looks whether it has moved
+
+
+class Daemon:
+    """Runs sessions: the surface sensor here, the in-water one through the Pi."""
+
+    def __init__(self, config: Config, supervisor: Supervisor) -> None:
+        """Take the data folder and the bus address.
+
+        Raises:
+            FolderInUse: another daemon has the data folder.
+            ConfigError: the folder or the bus address cannot be had.
+        """
+        self._config = config
+        self._supervisor = supervisor
+        self._clock = SystemClock()
+        self._folder = Path(config.data)
+        self._lock = _lock(self._folder)
+        try:
+            self._publisher = Publisher(config.bus)
+        except OSError as error:
+            raise ConfigError(f"{error.strerror}: choose another --bus") from None
+        self._live = Live(self._clock, self._publisher)
+        self._announcer = _Surface(self._publisher, self._clock, self._live)
+        self._pi = Pi(config.pi, self._clock) if config.pi else None
+        self._instrument: Instrument | None = None
+        if config.serial.port is not None:
+            self._instrument = Instrument(
+                config.serial, self._clock, self._take, self._note, lambda: self._announcer.recorder is None
+            )
+        self._deck = Deck(config, self._clock, self._pi, self._instrument, self._announcer)
+        self._session: Session | None = None
+        self._changing = asyncio.Lock()
+        self._bus_state = "no Pi configured"
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        self._site = Api(self).site
+        if self._pi is not None:
+            self._pi.open()
+        try:
+            await self._supervisor.run(self._begin)
+        finally:
+            await self._site.close()
+            if self._pi is not None:
+                await self._pi.close()
+            self._publisher.close()
+            self._lock.close()
+
+    async def _begin(self) -> None:
+        await self._resume()
+        if self._instrument is not None:
+            self._supervisor.keep("instrument", self._instrument.run())
+        if self._pi is not None:
+            self._supervisor.keep("bus", self._listen(self._pi))
+        self._supervisor.keep("status", self._tell_status())
+        self._supervisor.keep("fuser", self._tick())
+        self._supervisor.keep("watchdog", watchdog(lambda: True))
+        await self._site.listen(self._config.http)
+        notify("READY=1")
+
+    async def _resume(self) -> None:
+        """Go on with every session that is not yet settled; the newest recording one is the current."""
+        for path in sorted(self._folder.glob("*/session_*/session.json")):
+            try:
+                record = await asyncio.to_thread(read_json, path, SessionRecord)
+            except ValueError as error:
+                log.error("not resumed: %s", error)
+                continue
+            if record is not None and record.state not in ("complete", "failed"):
+                current = record.state == "recording"
+                session = await Session.resume(path.parent, self._deck, self._live if current else _Nobody())
+                if current:
+                    self._session = session
+                self._supervisor.start(f"session {path.parent.name}", session.run())
+
+    async def start(self, mission: str) -> dict[str, Any]:
+        """Begin a session; what is absent joins when it comes."""
+        async with self._changing:
+            if self._session is not None and not self._session.ended:
+                other = self._session.record.session_id
+                raise Refused(409, f"already recording session {other}: stop it first")
+            if self._pi is None and self._instrument is None:
+                raise Refused(424, "neither a Pi nor a serial port is configured: give --pi or --serial")
+            self._session = await Session.create(mission, self._deck, self._live)
+            self._supervisor.start(f"session {self._session.folder.name}", self._session.run())
+            return self._describe(self._session)
+
+    async def stop(self) -> dict[str, Any]:
+        """End the session; answers when both sides agree, or says what is still missing."""
+        async with self._changing:
+            session = require(self._session)
+            await session.stop()
+            return self._describe(session)
+
+    async def mark(self, label: str) -> dict[str, Any]:
+        """Write a labelled marker into both records."""
+        marked = await require(self._session).mark(label)
+        return dict(msgspec.to_builtins(marked))
+
+    def status(self) -> dict[str, Any]:
+        """Where everything stands, for people and scripts."""
+        return {
+            "session": self._describe(self._session) if self._session else None,
+            "pi": {"url": self._config.pi, "bus": self._bus_state},
+            "surface": msgspec.to_builtins(self._instrument.health()) if self._instrument else None,
+            **self._live.status(),
+        }
+
+    def _describe(self, session: Session) -> dict[str, Any]:
+        record, mirror, recorder = session.record, session.mirror, session.recorder
+        return {
+            "session_id": record.session_id,
+            "mission": record.mission,
+            "folder": str(session.folder),
+            "state": record.state,
+            "detail": record.detail or session.pi_trouble,
+            "inwater_rows": mirror.rows if mirror else 0,
+            "inwater_seq": session.ordering.next_seq - 1,
+            "inwater_missing": session.ordering.missing,
+            "inwater_repaired": session.ordering.repaired,
+            "surface_rows": recorder.rows if recorder else 0,
+            "surface_seq": recorder.last_seq if recorder else -1,
+            "exchanges": len(session.markers.exchanges),
+            "events": dict(session.events),
+            "report": session.report,
+        }
+
+    def _take(self, arrival: Arrival) -> None:
+        if self._announcer.recorder is not None:
+            self._announcer.recorder.take(arrival)
+        else:
+            self._announcer.idle(arrival)
+
+    def _note(self, kind: str, detail: str, count: int) -> None:
+        log.info("surface %s: %s", kind, detail)
+        if self._announcer.recorder is not None:
+            self._announcer.recorder.note(kind, detail, count)
+        else:
+            self._announcer.events[kind] += count
+
+    async def _listen(self, pi: Pi) -> None:
+        """Follow the Pi's bus, wherever it is."""
+        subscriber, port = None, None
+        try:
+            while True:
+                try:
+                    about = await pi.about()
+                except PiError as error:
+                    self._bus_is(str(error))
+                    await asyncio.sleep(SEEK_S)
+                    continue
+                if about.bus_port is not None and about.bus_port != port:
+                    if subscriber is not None:
+                        subscriber.close()
+                    subscriber = Subscriber(f"tcp://{pi.host}:{about.bus_port}", [INWATER], self._hear)
+                    port = about.bus_port
+                self._bus_is("connected" if port is not None else "an old Pi: it has no bus")
+                await asyncio.sleep(CHECK_S)
+        finally:
+            if subscriber is not None:
+                subscriber.close()
+
+    def _bus_is(self, state: str) -> None:
+        if state != self._bus_state:
+            self._bus_state = state
+            log.info("pi: %s", state)
+
+    def _hear(self, topic: str, payload: bytes) -> None:
+        """A message from the Pi: readings of our session take the ordered way, the rest is passed on."""
+        session = self._session
+        try:
+            if topic == INWATER + "reading":
+                frame = msgspec.json.decode(payload, type=ReadingFrame)
+                self._live.know_epoch(frame.epoch, frame.boot_id, frame.durable_seq)
+                if (
+                    session is not None
+                    and not session.ended
+                    and frame.session_id == session.record.session_id
+                ):
+                    session.from_bus(frame.reading())
+                    return
+            elif topic == INWATER + "chunk":
+                chunk = msgspec.json.decode(payload, type=ChunkFrame)
+                if session is not None and chunk.session_id == session.record.session_id:
+                    session.chunk_announced()
+            utc_ns = msgspec.json.decode(payload, type=_Instant).utc_ns
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+            self._announcer.events["bad_frame"] += 1
+            return
+        self._publisher.send(topic, msgspec.Raw(payload), utc_ns)
+
+    async def _tell_status(self) -> None:
+        steps = StepWatch(self._clock)
+        while True:
+            if self._instrument is not None:
+                health = self._instrument.health()
+                self._announcer.status(health.state, health.detail)
+            now = self._clock.utc_ns()
+            self._publisher.send(STATUS, self.status() | {"t": now / 1e9}, now)
+            self._live.tell_clock()
+            step_ns = steps.look()
+            if step_ns and self._session is not None and not self._session.ended:
+                self._session.note("clock_step", f"the topside wall clock was set by {step_ns / 1e9:+.3f} s")
+            await asyncio.sleep(STATUS_S)
+
+    async def _tick(self) -> None:
+        while True:
+            self._live.tick()
+            await asyncio.sleep(TICK_S)
+
+
+class _Instant(msgspec.Struct):
+    utc_ns: int
+
+
+class _Surface(Announcer):
+    """The surface recorder's listener: announces, and feeds the live fuser."""
+
+    def __init__(self, publisher: Publisher, clock: SystemClock, live: Live) -> None:
+        super().__init__(publisher, SURFACE, clock)
+        self._live = live
+
+    def rows(self, readings: list[Reading]) -> None:
+        super().rows(readings)
+        self._live.surface(readings)
+
+
+class _Nobody:
+    """Watches a session that is only being settled."""
+
+    def begin(self, session_id: str, topside_epochs: list[Epoch], inwater: bool, surface: bool) -> None:
+        """Nothing will be shown of it."""
+
+    def inwater(self, readings: list[Reading]) -> None:
+        """Its readings are in the files."""
+
+    def burst(self, exchanges: list[Exchange]) -> None:
+        """Its exchanges are in the files."""
+
+
+def _lock(folder: Path) -> FolderLock:
+    try:
+        make_folder(folder)
+        return FolderLock(folder)
+    except OSError as error:
+        raise ConfigError(f"data folder {folder}: {error.strerror}: choose another --data") from None

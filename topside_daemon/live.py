@@ -1,0 +1,185 @@
+"""The live view: readings, fused rows and the clock as they come, for the bus and the status.
+
+Provisional by nature: the record is in the files, and the final fusion reads only those. Runs the
+same fuser with a bounded lag, on what is known so far.
+"""
+
+from collections import deque
+
+from common.bus import CLOCK_MODEL, FUSED_ROW, INWATER, Publisher
+from common.clock import Clock
+from common.messages import (
+    PROTOCOL,
+    ClockFrame,
+    Epoch,
+    Exchange,
+    FusedFrame,
+    Reading,
+    ReadingFrame,
+    number,
+)
+from topside_daemon.fusion.clockmodel import group_bursts
+from topside_daemon.fusion.matching import tolerance_ns
+from topside_daemon.fusion.stream import FusedRow, Fuser
+from topside_daemon.fusion.timeline import SegmentState, Timeline
+
+RECENT = 200  # arrivals of each sensor from which the tolerance is learned
+LAG = 20  # in-water readings that may wait for a proof of their pairing
+SILENCE_NS = 3_000_000_000  # a sensor quiet for longer holds nobody up
+HOLD_NS = 10_000_000_000  # in-water readings wait this long for the first comparison of the clocks
+TOLERANCE_NS = 600_000_000  # until the sensors have shown their periods
+
+
+class Live:
+    """Watches the session that is recording; `tick` publishes what has become final behind it."""
+
+    def __init__(self, clock: Clock, publisher: Publisher) -> None:
+        self._clock = clock
+        self._publisher = publisher
+        self.begin("", [], inwater=False, surface=False)
+
+    def begin(self, session_id: str, topside_epochs: list[Epoch], inwater: bool, surface: bool) -> None:
+        """Forget what was; watch this session, with these sensors."""
+        self._session_id = session_id
+        self._timeline = Timeline(topside_epochs, [])
+        self._fuser = Fuser(self._timeline, TOLERANCE_NS, LAG)
+        self._anchor_ns = topside_epochs[-1].utc_ns - topside_epochs[-1].mono_ns if topside_epochs else 0
+        self._expected = (inwater, surface)
+        self._recent: tuple[deque[int], deque[int]] = (deque(maxlen=RECENT), deque(maxlen=RECENT))
+        self._held: deque[tuple[int, Reading]] = deque()
+        self._boots: dict[int, str] = {}
+        self._durable_seq = -1
+        self._last_inwater: Reading | None = None
+        self._last_surface: Reading | None = None
+        self._last_pair: FusedRow | None = None
+        self.rows = self.pairs = 0
+
+    def know_epoch(self, epoch: int, boot_id: str, durable_seq: int) -> None:
+        """Learn from a live frame which boot of the Pi its rows belong to."""
+        self._durable_seq = max(self._durable_seq, durable_seq)
+        if epoch not in self._boots:
+            self._boots[epoch] = boot_id
+            self._timeline.add_pi_epoch(Epoch(epoch, boot_id, 0, 0))
+
+    def inwater(self, readings: list[Reading]) -> None:
+        """The next in-water readings, none missing: pass them on, and fuse them once the clock is known."""
+        now_ns = self._clock.mono_ns()
+        for reading in readings:
+            boot_id = self._boots.get(reading.epoch, "")
+            frame = ReadingFrame.of(reading, self._session_id, boot_id, self._durable_seq)
+            self._publisher.send(INWATER + "reading", frame, reading.utc_ns)
+            self._held.append((now_ns, reading))
+        self._last_inwater = readings[-1]
+
+    def surface(self, readings: list[Reading]) -> None:
+        """The next surface readings."""
+        for reading in readings:
+            self._recent[1].append(self._timeline.surface_time(reading))
+            self._fuser.push_surface(reading)
+            self._last_surface = reading
+
+    def burst(self, exchanges: list[Exchange]) -> None:
+        """One more comparison of the clocks, or all of a session that is resumed."""
+        for burst in group_bursts(exchanges):
+            self._timeline.add_burst(burst)
+
+    def tick(self) -> None:
+        """Publish the rows that nothing still to come can change."""
+        self._release()
+        now_ns = self._clock.mono_ns() + self._anchor_ns
+        until = [
+            max(times[-1] if times else 0, now_ns - SILENCE_NS) if expected else now_ns
+            for times, expected in zip(self._recent, self._expected, strict=True)
+        ]
+        if self._held:
+            until[0] = min(until[0], self._recent[0][-1] if self._recent[0] else 0)
+        for row in self._fuser.advance(until[0], until[1]):
+            self._publish(row)
+
+    def _release(self) -> None:
+        """Fuse held readings whose clock is known, or that have waited long enough without."""
+        known = self._timeline.estimate() is not None
+        oldest_ns = self._clock.mono_ns() - HOLD_NS
+        while self._held:
+            taken_ns, reading = self._held[0]
+            if not (known and reading.epoch in self._boots) and taken_ns > oldest_ns:
+                break
+            self._held.popleft()
+            self._recent[0].append(self._timeline.inwater_time(reading).time_ns)
+            self._fuser.push_inwater(reading)
+
+    def _publish(self, row: FusedRow) -> None:
+        self.rows += 1
+        if row.inwater and row.surface:
+            self.pairs += 1
+            self._last_pair = row
+        frame = FusedFrame(
+            v=PROTOCOL,
+            session_id=self._session_id,
+            t=row.time_ns / 1e9,
+            utc_ns=row.time_ns,
+            inwater_seq=row.inwater.seq if row.inwater else None,
+            surface_seq=row.surface.seq if row.surface else None,
+            inwater_value=number(row.inwater.value if row.inwater else None),
+            surface_value=number(row.surface.value if row.surface else None),
+            percent_of_surface=_percent(row),
+            offset_ms=_ms(row.offset_ns),
+            offset_sd_ms=_ms(row.offset_sd_ns),
+            pair_dt_ms=_ms(row.pair_dt_ns),
+            clock_status=row.clock_status,
+        )
+        self._publisher.send(FUSED_ROW, frame, row.time_ns)
+
+    def tell_clock(self) -> None:
+        """Publish the clock model and learn the tolerance; to be called once a second."""
+        state, now_ns = self._clock_now(), self._clock.utc_ns()
+        if all(len(times) > 1 for times in self._recent):
+            sd_ns = state.offset_sd_ns if state else 0
+            self._fuser.retune(tolerance_ns(list(self._recent[0]), list(self._recent[1]), sd_ns))
+        frame = ClockFrame(
+            v=PROTOCOL,
+            session_id=self._session_id,
+            t=now_ns / 1e9,
+            utc_ns=now_ns,
+            offset_ms=_ms(state.offset_ns) if state else None,
+            offset_sd_ms=_ms(state.offset_sd_ns) if state else None,
+            drift_ppm=state.drift_ppm if state else None,
+            drift_sd_ppm=state.drift_sd_ppm if state else None,
+            bursts=self._timeline.used,
+            refused=self._timeline.refused.total(),
+            delay_min_ms=_ms(state.delay_min_ns) if state else None,
+        )
+        self._publisher.send(CLOCK_MODEL, frame, now_ns)
+
+    def _clock_now(self) -> SegmentState | None:
+        reading = self._last_inwater
+        return self._timeline.estimate(reading.mono_ns if reading else None)
+
+    def status(self) -> dict[str, object]:
+        """The newest values and the clock, for people and scripts."""
+        state, pair = self._clock_now(), self._last_pair
+        return {
+            "inwater_value": self._last_inwater.value if self._last_inwater else None,
+            "surface_value": self._last_surface.value if self._last_surface else None,
+            "percent_of_surface": _percent(pair) if pair else None,
+            "live_rows": self.rows,
+            "live_pairs": self.pairs,
+            "clock": {
+                "offset_ms": _ms(state.offset_ns) if state else None,
+                "offset_sd_ms": _ms(state.offset_sd_ns) if state else None,
+                "drift_ppm": state.drift_ppm if state else None,
+                "drift_sd_ppm": state.drift_sd_ppm if state else None,
+                "bursts": self._timeline.used,
+                "refused": dict(self._timeline.refused),
+            },
+        }
+
+
+def _ms(ns: int | None) -> float | None:
+    return None if ns is None else ns / 1e6
+
+
+def _percent(row: FusedRow) -> float | None:
+    if row.inwater is None or row.surface is None or float(row.surface.value) <= 0:
+        return None
+    return 100 * float(row.inwater.value) / float(row.surface.value)

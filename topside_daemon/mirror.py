@@ -1,0 +1,189 @@
+"""A byte-identical copy of a Pi recording, kept up to its durable end. The bus wakes it; files prove.
+
+Chunks are fetched by what is missing, not by what is newest: a hole left by a failure is filled by
+the next pull, after any number of cuts and restarts.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from common.chunkstore import Manifest, open_name, scan, sealed_name
+from common.files import fsync_folder, make_folder, replace
+from common.messages import Chunk, Reading, RowError, decode_row, to_json
+from topside_daemon.pi import OpenChunk, Pi, PiError, Standing
+
+SIDE_FILES = ("session.json", "markers.jsonl", "events.jsonl")
+
+
+class Mirror:
+    """The topside copy of one Pi session. `pull` brings it up to date; rows are told in file order."""
+
+    def __init__(
+        self,
+        pi: Pi,
+        session_id: str,
+        folder: Path,
+        on_rows: Callable[[list[Reading]], None],
+        note: Callable[[str, str, int], None],
+    ) -> None:
+        self.session_id = session_id
+        self.folder = folder
+        self.last_seq = -1  # of the rows held, sealed or open
+        self.rows = 0
+        self.bytes = 0
+        self._pi = pi
+        self._on_rows = on_rows
+        self._note = note
+        self._held: dict[int, Chunk] = {}
+        self._open_index = -1  # of the chunk of which we hold the beginning
+        self._open = b""
+        self._told = 0  # bytes of it whose rows have been told
+        self._started_at = ""
+        self._has_side_files = False
+
+    async def load(self) -> None:
+        """See what earlier runs have already brought."""
+        await asyncio.to_thread(self._load)
+
+    def _load(self) -> None:
+        make_folder(self.folder)
+        for path in sorted(self.folder.glob("chunk_*.csv")):
+            found = scan(path.read_bytes())
+            index = int(path.stem.removeprefix("chunk_"))
+            if found.whole:
+                self._hold(found.chunk(index))
+        for path in self.folder.glob("chunk_*.tmp"):
+            index = int(path.stem.removeprefix("chunk_"))
+            if index in self._held:
+                path.unlink()
+                continue
+            content = path.read_bytes()
+            found = scan(content)
+            self._open_index, self._open, self._told = index, content, found.good_bytes
+            if found.last_seq is not None:
+                self.last_seq = max(self.last_seq, found.last_seq)
+
+    def _hold(self, chunk: Chunk) -> None:
+        self._held[chunk.index] = chunk
+        self.rows += chunk.rows
+        self.bytes += chunk.size_bytes
+        if chunk.last_seq is not None:
+            self.last_seq = max(self.last_seq, chunk.last_seq)
+
+    async def pull(self) -> Standing:
+        """Fetch everything that is durable on the Pi and not yet here.
+
+        Raises:
+            PiError: the Pi cannot be reached, or a chunk could not be had whole; call again.
+        """
+        standing = await self._pi.standing(self.session_id)
+        if not self._has_side_files:
+            await self.pull_side_files()
+        if standing.last_chunk_index > self._contiguous:
+            for chunk in await self._pi.chunks(self.session_id, self._contiguous):
+                if chunk.index not in self._held:
+                    await self._pull_sealed(chunk)
+        if standing.open_chunk is not None:
+            await self._pull_open(standing.open_chunk)
+        return standing
+
+    @property
+    def _contiguous(self) -> int:
+        """Every chunk up to this index is held."""
+        index = len(self._held) - 1  # right unless there is a hole
+        return index if index < 0 or index in self._held else min(set(range(index + 1)) - set(self._held)) - 1
+
+    async def pull_side_files(self) -> None:
+        """Fetch the small files that carry labels: clocks, markers, events."""
+        for name in SIDE_FILES:
+            try:
+                content = await self._pi.file(self.session_id, name)
+            except PiError as error:
+                if error.status != 404:
+                    raise
+            else:
+                await asyncio.to_thread(replace, self.folder / name, content)
+        self._has_side_files = True
+
+    def complete(self, standing: Standing) -> bool:
+        """Whether all that the stopped recording has is here."""
+        return (
+            standing.state == "stopped"
+            and len(self._held) == standing.last_chunk_index + 1
+            and self.rows == standing.rows
+        )
+
+    async def _pull_sealed(self, chunk: Chunk) -> None:
+        await self._turn_to(chunk.index)
+        missing = chunk.size_bytes - len(self._open)
+        if missing > 0:
+            await self._take(await self._pi.file(self.session_id, chunk.name, len(self._open)))
+        if hashlib.sha256(self._open).hexdigest() != chunk.sha256:
+            self._note("mirror_refetch", f"{chunk.name} did not match its sha256", 1)
+            await self._turn_to(-1)
+            await self._turn_to(chunk.index)
+            await self._take(await self._pi.file(self.session_id, chunk.name))
+            if hashlib.sha256(self._open).hexdigest() != chunk.sha256:
+                await self._turn_to(-1)
+                raise PiError(f"{chunk.name} does not match its sha256, twice")
+        await asyncio.to_thread(self._seal, chunk)
+
+    async def _pull_open(self, chunk: OpenChunk) -> None:
+        if chunk.index in self._held:
+            return
+        await self._turn_to(chunk.index)
+        if chunk.durable_bytes > len(self._open):
+            await self._take(await self._pi.file(self.session_id, chunk.name, len(self._open)))
+
+    async def _turn_to(self, index: int) -> None:
+        """Begin another chunk, from nothing."""
+        if index != self._open_index:
+            if self._open_index >= 0:
+                (self.folder / open_name(self._open_index)).unlink(missing_ok=True)
+            self._open_index, self._open, self._told = index, b"", 0
+
+    async def _take(self, more: bytes) -> None:
+        """Keep bytes of the open chunk, and tell the rows that they complete."""
+        if not more:
+            return
+        await asyncio.to_thread(self._append, more)
+        self._open += more
+        end = self._open.rfind(b"\n") + 1
+        lines, self._told = self._open[self._told : end].splitlines(keepends=True), end
+        readings = [reading for line in lines if (reading := _decode(line)) is not None]
+        if readings:
+            self.last_seq = max(self.last_seq, readings[-1].seq)
+            self._on_rows(readings)
+
+    def _append(self, more: bytes) -> None:
+        with (self.folder / open_name(self._open_index)).open("ab") as file:
+            file.write(more)
+
+    def _seal(self, chunk: Chunk) -> None:
+        path = self.folder / open_name(chunk.index)
+        with path.open("r+b") as file:
+            os.fsync(file.fileno())
+        path.rename(self.folder / sealed_name(chunk.index))
+        fsync_folder(self.folder)
+        self._open_index, self._open, self._told = -1, b"", 0
+        self._hold(chunk)
+        chunks = [self._held[index] for index in sorted(self._held)]
+        manifest = Manifest(
+            session_id=self.session_id,
+            started_at=self._started_at,
+            next_chunk_index=chunks[-1].index + 1,
+            total_rows=self.rows,
+            total_bytes=self.bytes,
+            chunks=chunks,
+        )
+        replace(self.folder / "manifest.json", to_json(manifest))
+
+
+def _decode(line: bytes) -> Reading | None:
+    try:
+        return decode_row(line)
+    except (RowError, UnicodeDecodeError):
+        return None  # the header; a damaged row is found by the chunk's sha256

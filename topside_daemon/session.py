@@ -1,0 +1,360 @@
+"""One session: both records, their markers, the mirror, and the agreement at the end.
+
+A session ends only when both sides agree on what was recorded; until then it is tried again, by
+this process or the next one. Killing the daemon never ends a session.
+"""
+
+import asyncio
+import logging
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+from msgspec import Struct
+
+from common.announcer import Announcer
+from common.clock import Clock, begin_epoch
+from common.files import Lines, make_folder, read_json, replace
+from common.instrument import Instrument
+from common.messages import Epoch, Event, Exchange, Kind, Reading, format_utc, to_json
+from common.recorder import Recorder, StreamRecord, describe
+from common.web import Refused
+from topside_daemon.config import Config
+from topside_daemon.markers import Marked, MarkerWriter
+from topside_daemon.mirror import Mirror
+from topside_daemon.ordering import Ordering
+from topside_daemon.pi import Pi, PiError
+from topside_daemon.products import SessionRecord, produce
+
+log = logging.getLogger(__name__)
+
+PULL_S = 1.0  # between pulls that nothing hastens
+RETRY_S = 2.0  # between attempts to reach a Pi that does not answer
+BREATH_S = 0.2  # shortest time between two pulls, however often the bus wakes us
+STOP_S = 60.0  # how long `stop` waits for the agreement before it answers without
+SLUG = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+class View(Protocol):
+    """Who watches a session live; called from the event loop, in order."""
+
+    def begin(self, session_id: str, topside_epochs: list[Epoch], inwater: bool, surface: bool) -> None:
+        """A session begins or goes on, with these sensors."""
+
+    def inwater(self, readings: list[Reading]) -> None:
+        """The next in-water readings, none missing."""
+
+    def burst(self, exchanges: list[Exchange]) -> None:
+        """One more comparison of the clocks."""
+
+
+class Deck(Struct):
+    """What every session of this daemon uses."""
+
+    config: Config
+    clock: Clock
+    pi: Pi | None
+    instrument: Instrument | None
+    announcer: Announcer
+
+
+class Session:
+    """Drives one session from its start, or from where a restart left it, to its agreed end."""
+
+    def __init__(self, folder: Path, record: SessionRecord, deck: Deck, view: View) -> None:
+        """Not called directly: see `create` and `resume`."""
+        self.folder = folder
+        self.record = record
+        self.recorder: Recorder | None = None
+        self.events: Counter[str] = Counter()
+        self.pi_trouble = ""
+        self.report: dict[str, Any] | None = None
+        self._deck = deck
+        self._view = view
+        self._wake = asyncio.Event()
+        self._stop_asked = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._marker_lock = asyncio.Lock()
+        self.mirror: Mirror | None = None
+        if deck.pi is not None and record.inwater:
+            in_water = folder / f"in-water_{record.session_id}"
+            self.mirror = Mirror(deck.pi, record.session_id, in_water, self._from_files, self.note)
+        self.ordering = Ordering(0, self._deliver)
+
+    @classmethod
+    async def create(cls, mission: str, deck: Deck, view: View) -> "Session":
+        """Begin a session: its folder, its record, and the surface recording at once."""
+        now = deck.clock.utc_ns()
+        stamp = f"{format_utc(now)[:23]}Z".replace(":", "-").replace(".", "-")
+        record = SessionRecord(
+            session_id=str(uuid4()),
+            sync_id=str(uuid4()),
+            mission=mission,
+            created_at=format_utc(now),
+            inwater=deck.pi is not None,
+            surface=deck.instrument is not None,
+            epochs=[begin_epoch(0, deck.clock)],
+        )
+        folder = Path(deck.config.data) / slug(mission) / f"session_{stamp}"
+        session = cls(folder, record, deck, view)
+        await asyncio.to_thread(make_folder, folder)
+        await session._open()
+        return session
+
+    @classmethod
+    async def resume(cls, folder: Path, deck: Deck, view: View) -> "Session":
+        """Go on with a session after a restart.
+
+        Raises:
+            ValueError: its session.json is missing or damaged.
+        """
+        record = await asyncio.to_thread(read_json, folder / "session.json", SessionRecord)
+        if record is None:
+            raise ValueError(f"{folder}: no session.json")
+        session = cls(folder, record, deck, view)
+        last, now = record.epochs[-1], begin_epoch(len(record.epochs), deck.clock)
+        if now.boot_id != last.boot_id or now.mono_ns < last.mono_ns:
+            record.epochs.append(now)
+        await session._open()
+        session.note("session_resumed", f"in state {record.state}")
+        return session
+
+    async def _open(self) -> None:
+        record = self.record
+        self._view.begin(record.session_id, record.epochs, record.inwater, record.surface)
+        self._event_file = Lines(self.folder / "events.jsonl")
+        self.markers = MarkerWriter(self.folder, self.record.sync_id, self._deck.clock, self._view.burst)
+        if self.markers.exchanges:
+            self._view.burst(self.markers.exchanges)
+        if self.mirror is not None:
+            await self.mirror.load()
+            self.ordering.next_seq = self.mirror.last_seq + 1
+        await self._open_surface()
+        await self._save()
+
+    async def _open_surface(self) -> None:
+        """Resume the surface recording where a restart left it, or begin it."""
+        deck, record = self._deck, self.record
+        folder = self.folder / f"surface_{record.session_id}"
+        before = await asyncio.to_thread(read_json, folder / "session.json", StreamRecord)
+        if before is not None and before.state == "recording":
+            self.recorder = await Recorder.resume(folder, deck.clock, deck.announcer)
+        elif before is None and record.state == "recording" and deck.instrument is not None:
+            stream = StreamRecord(
+                session_id=record.session_id,
+                mission=record.mission,
+                role="surface",
+                started_at=format_utc(deck.clock.utc_ns()),
+                roll_interval_s=deck.config.recording.roll_interval_s,
+                sensor_id=deck.instrument.sensor_id,
+                sensor=describe(deck.instrument),
+            )
+            self.recorder = await Recorder.create(folder, stream, deck.clock, deck.announcer)
+        if self.recorder is not None:
+            deck.announcer.recorder = self.recorder
+
+    async def run(self) -> None:
+        """Record until `stop`, then settle with the Pi. Cancelled, leave all for the next process."""
+        async with asyncio.TaskGroup() as group:
+            if self.recorder is not None:
+                group.create_task(self.recorder.run(), name="surface recorder")
+            if self.record.state == "recording":
+                group.create_task(self._follow(), name="mirror")
+                group.create_task(self._compare_clocks(), name="markers")
+                await self._stop_asked.wait()
+                await self._mark("STOP", None)
+                self.record.stopped_at = format_utc(self._deck.clock.utc_ns())
+                await self._enter("stopping", "")
+            if self.recorder is not None:
+                await self.recorder.stop()
+                self._deck.announcer.recorder = None
+        await self._settle()
+        self.markers.close()
+        self._event_file.close()
+
+    async def stop(self) -> None:
+        """Ask for the end and wait for the agreement, at most a minute."""
+        self._stop_asked.set()
+        self._wake.set()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._settled.wait()
+        except TimeoutError:
+            pass
+
+    async def mark(self, label: str) -> Marked:
+        """Write a labelled marker on both sides."""
+        return await self._mark("PERIODIC", label)
+
+    async def _mark(self, kind: Kind, label: str | None) -> Marked:
+        async with self._marker_lock:
+            pi = self._deck.pi if self.record.inwater else None
+            probes = self._deck.config.markers.probes
+            return await self.markers.mark(kind, pi, self.record.session_id, self.recorder, probes, label)
+
+    async def _follow(self) -> None:
+        """Keep the Pi recording and its copy here up to date."""
+        if self.mirror is None:
+            return
+        while not self._stop_asked.is_set():
+            try:
+                await self._start_inwater()
+                standing = await self.mirror.pull()
+                self._pi_is("stopped by somebody else" if standing.state == "stopped" else "")
+            except PiError as error:
+                self._pi_is(str(error))
+            await self._pause(RETRY_S if self.pi_trouble else PULL_S)
+
+    async def _start_inwater(self) -> None:
+        if not self.record.inwater_started:
+            assert self._deck.pi is not None
+            roll_s = self._deck.config.recording.roll_interval_s
+            await self._deck.pi.start(self.record.session_id, self.record.mission, roll_s)
+            self.record.inwater_started = True
+            await self._save()
+
+    def _pi_is(self, trouble: str) -> None:
+        if trouble != self.pi_trouble:
+            self.pi_trouble = trouble
+            self.note("pi_trouble" if trouble else "pi_recovered", trouble or "the Pi answers again")
+
+    async def _pause(self, seconds: float) -> None:
+        """Rest until *seconds* are over or the bus or a stop wakes us, but never without a breath."""
+        await asyncio.sleep(BREATH_S)
+        try:
+            async with asyncio.timeout(seconds - BREATH_S):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def _compare_clocks(self) -> None:
+        """START as soon as both sides record, then PERIODIC at whole intervals after it."""
+        while not self.markers.started:
+            wait_s = BREATH_S
+            if self.record.inwater_started or not self.record.inwater:
+                await self._mark("START", None)
+                wait_s = 0.0 if self.markers.started else RETRY_S
+            if await self._stops_within(wait_s):
+                return
+        interval_s = self._deck.config.markers.interval_s
+        if not interval_s or not self.record.inwater:
+            return
+        due_ns = self._deck.clock.mono_ns()
+        while True:
+            now_ns = self._deck.clock.mono_ns()
+            due_ns += round(interval_s * 1e9) * max(1, -((due_ns - now_ns) // round(interval_s * 1e9)))
+            if await self._stops_within((due_ns - now_ns) / 1e9):
+                return
+            await self._mark("PERIODIC", None)
+
+    async def _stops_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop_asked.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _settle(self) -> None:
+        """Agree with the Pi on what was recorded; fuse what is here meanwhile, and all of it in the end."""
+        fused_without = False
+        while True:
+            try:
+                await self._close_inwater()
+                break
+            except PiError as error:
+                self._pi_is(str(error))
+                if not fused_without:
+                    await self._fuse("incomplete", f"the in-water record is not all here: {error}")
+                    fused_without = True
+                await self._pause(RETRY_S)
+        self._pi_is("")
+        await self._fuse("complete", "")
+
+    async def _close_inwater(self) -> None:
+        """Stop the Pi and fetch all it has.
+
+        Raises:
+            PiError: not yet possible.
+        """
+        if self.mirror is None or self._deck.pi is None:
+            return
+        try:
+            await self._deck.pi.stop(self.record.session_id)
+        except PiError as error:
+            if error.status == 404 and not self.record.inwater_started:
+                return  # it never heard of this session
+            if error.status != 400:  # 400: stopped before
+                raise
+        standing = await self.mirror.pull()
+        await self.mirror.pull_side_files()
+        if not self.mirror.complete(standing):
+            raise PiError(f"{self.mirror.rows} of {standing.rows} rows are here")
+
+    async def _fuse(self, state: str, detail: str) -> None:
+        self.record.state = state
+        stamped = format_utc(self._deck.clock.utc_ns())
+        try:
+            self.report = await asyncio.to_thread(produce, self.folder, self.record, stamped)
+        except RuntimeError as error:
+            state, detail = "failed", str(error)
+            self.note("fusion_failed", detail)
+        await self._enter(state, detail)
+        self._settled.set()
+
+    async def _enter(self, state: str, detail: str) -> None:
+        self.record.state, self.record.detail = state, detail
+        self.note(f"session_{state}", detail)
+        await self._save()
+
+    async def _save(self) -> None:
+        await asyncio.to_thread(replace, self.folder / "session.json", to_json(self.record))
+
+    def note(self, kind: str, detail: str, count: int = 1) -> None:
+        """One line into the session's events.jsonl."""
+        now = self._deck.clock.stamp()
+        self.events[kind] += count
+        log.info("%s: %s", kind, detail)
+        self._event_file.append(Event(kind, now.mono_ns, now.utc_ns, detail, count))
+
+    def from_bus(self, reading: Reading) -> None:
+        """A live reading of this session."""
+        self.ordering.from_bus(reading)
+
+    def chunk_announced(self) -> None:
+        """The Pi has more on its disk: fetch it now if something is missing here."""
+        if self.ordering.waiting:
+            self._wake.set()
+
+    def _from_files(self, readings: list[Reading]) -> None:
+        missing = self.ordering.missing
+        self.ordering.from_files(readings)
+        if self.ordering.missing > missing:
+            self.note("readings_missing", "the Pi's files skip numbers", self.ordering.missing - missing)
+
+    def _deliver(self, readings: list[Reading]) -> None:
+        self._view.inwater(readings)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing is being recorded any more, whether or not it is settled."""
+        return self.record.state != "recording"
+
+
+def require(session: Session | None) -> Session:
+    """The session that is recording.
+
+    Raises:
+        Refused: 400, none is.
+    """
+    if session is None or session.ended:
+        raise Refused(400, "not recording: start a session first")
+    return session
+
+
+def slug(mission: str) -> str:
+    """A mission's name as a folder name: data, never a path."""
+    return SLUG.sub("-", mission).strip("-.")[:64] or "mission"

@@ -1,0 +1,120 @@
+"""A finished session held against what the simulated sensors really sent, from the files alone."""
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import quantiles
+
+from msgspec import Struct
+
+from common.messages import MARKER_MODE, parse_utc
+
+
+class Line(Struct, frozen=True, gc=False):
+    """One line a simulator sent: when its first byte left, on this machine's clocks, and what it said."""
+
+    mono_ns: int
+    utc_ns: int
+    said: tuple[str, str, str]
+
+
+class Comparison(Struct, frozen=True):
+    """What became of the readings of one session; times in ms, offsets Pi - topside."""
+
+    inwater_recorded: int
+    surface_recorded: int
+    once_each: bool
+    overlap: int
+    paired: int
+    error_p95_ms: float
+    error_max_ms: float
+    offset_ms: float | None
+    offset_sd_ms: float | None
+    true_offset_ms: float | None
+
+    @property
+    def good(self) -> bool:
+        """Every recorded reading is in the product once, and 99 % of those in the overlap are paired."""
+        return self.once_each and self.paired >= 0.99 * self.overlap
+
+
+def read_truth(path: Path) -> list[Line]:
+    """The lines of a simulator's truth file."""
+    with path.open(newline="", encoding="ascii") as file:
+        return [
+            Line(int(row["mono_ns"]), int(row["utc_ns"]), (row["value"], row["temp_c"], row["vin"]))
+            for row in csv.DictReader(file)
+            if row["vin"] is not None
+        ]
+
+
+def recorded(stream: Path) -> list[tuple[int, tuple[str, str, str]]]:
+    """(seq, what was said) of every reading in a stream folder, in order of seq."""
+    readings = []
+    for path in sorted(stream.glob("chunk_*.csv")):
+        with path.open(newline="", encoding="ascii") as file:
+            readings += [
+                (int(row["seq"]), (row["value"], row["TempC"], row["Vin"]))
+                for row in csv.DictReader(file)
+                if not row["mode"].startswith(MARKER_MODE)
+            ]
+    return sorted(readings)
+
+
+def sent(readings: list[tuple[int, tuple[str, str, str]]], truth: list[Line]) -> Iterator[tuple[int, Line]]:
+    """Each recorded reading with the line it was: both are in order, and nothing is recorded that was
+    not sent. A reading without its line is left out."""
+    lines = iter(truth)
+    for seq, said in readings:
+        for line in lines:
+            if line.said == said:
+                yield seq, line
+                break
+
+
+def compare(session: Path, truth: list[Line], offset_ns_at: Callable[[int], int]) -> Comparison:
+    """Hold a session's product against the truth of its in-water sensor."""
+    with (session / "unified_session.csv").open(newline="", encoding="ascii") as file:
+        rows = list(csv.DictReader(file))
+    inwater = recorded(next(session.glob("in-water_*")))
+    surface = recorded(next(session.glob("surface_*")))
+    lines = dict(sent(inwater, truth))
+    fused = {int(row["inwater_seq"]): row for row in rows if row["inwater_seq"]}
+    errors = sorted(
+        abs(parse_utc(row["timestamp"]) - lines[seq].utc_ns) / 1e6
+        for seq, row in fused.items()
+        if seq in lines
+    )
+    overlap = _overlap(rows)
+    last = fused[max(fused)]
+    true_offset_ns = offset_ns_at(lines[max(lines)].mono_ns) if lines else None
+    return Comparison(
+        inwater_recorded=len(inwater),
+        surface_recorded=len(surface),
+        once_each=_once(rows, "inwater_seq", inwater) and _once(rows, "surface_seq", surface),
+        overlap=len(overlap),
+        paired=sum(1 for row in overlap if row["surface_seq"]),
+        error_p95_ms=quantiles(errors, n=20)[-1] if len(errors) > 1 else float("nan"),
+        error_max_ms=errors[-1] if errors else float("nan"),
+        offset_ms=float(last["offset_ms"]) if last["offset_ms"] else None,
+        offset_sd_ms=float(last["offset_sd_ms"]) if last["offset_sd_ms"] else None,
+        true_offset_ms=None if true_offset_ns is None else true_offset_ns / 1e6,
+    )
+
+
+def _once(rows: list[dict[str, str]], column: str, readings: list[tuple[int, tuple[str, str, str]]]) -> bool:
+    used = Counter(int(row[column]) for row in rows if row[column])
+    return used == Counter(seq for seq, _ in readings)
+
+
+def _overlap(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """In-water rows between the first and the last moment at which both sensors were recorded."""
+    inwater = [parse_utc(row["timestamp"]) for row in rows if row["inwater_seq"]]
+    surface = [
+        parse_utc(row["surface_timestamp_used"] or row["timestamp"]) for row in rows if row["surface_seq"]
+    ]
+    if not inwater or not surface:
+        return []
+    first, last = max(inwater[0], surface[0]), min(inwater[-1], surface[-1])
+    return [row for row in rows if row["inwater_seq"] and first <= parse_utc(row["timestamp"]) <= last]
