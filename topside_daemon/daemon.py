@@ -163,10 +163,8 @@ class Daemon:
 
     def _note(self, kind: str, detail: str, count: int) -> None:
         log.info("surface %s: %s", kind, detail)
-        if self._announcer.recorder is not None:
-            self._announcer.recorder.note(kind, detail, count)
-        else:
-            self._announcer.events[kind] += count
+        if self._instrument is not None:
+            self._announcer.note(kind, detail, count, self._instrument)
 
     async def _listen(self, pi: Pi) -> None:
         """Follow the Pi's bus, wherever it is."""

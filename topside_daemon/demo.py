@@ -21,6 +21,7 @@ from common.messages import format_utc
 from common.service import EXIT_LOSS
 from topside_daemon.truth import Comparison, compare, read_truth
 
+BAUD = 115_200  # at 9600 a line takes 25 ms, and 12 averages make 7 readings/s instead of 9
 READY_S = 60.0  # a sensor boots, shows its menu and starts within 15
 LOOK_S = 0.5
 PLAIN_S = 5.0  # between lines when nobody watches them change
@@ -173,6 +174,7 @@ class Rig:
                 bus=pi_bus,
                 time=pi_time,
                 port=json.dumps(str(self._out / "inwater")),
+                baud=BAUD,
                 offset_s=float(self._options.offset_s),
                 drift_ppm=float(self.drift_ppm),
                 origin_ns=self._origin_ns,
@@ -185,6 +187,7 @@ class Rig:
                 http=http,
                 bus=bus,
                 pi_http=pi_http,
+                baud=BAUD,
                 port=json.dumps(str(self._out / "surface")),
             ),
         )
@@ -206,6 +209,8 @@ class Rig:
             str(self._out / role),
             "--role",
             role,
+            "--baud",
+            str(BAUD),
             "--averaging",
             str(self._options.averaging),
             "--seed",
@@ -241,17 +246,23 @@ class Rig:
         end_s = _now_s() + READY_S
         why = "no answer yet"
         while _now_s() < end_s:
+            self._check_alive()
             try:
                 pi = self.call("GET", "/instrument/health", port=self._ports[0])
                 surface = self.call("GET", "/status")["surface"]
             except DemoError as error:
                 why = str(error)
             else:
-                if pi["connected"] and surface["connected"]:
+                if pi["state"] == surface["state"] == "freerun":
                     return
                 why = f"in-water {pi['state']}, surface {surface['state']}"
             time.sleep(LOOK_S / 2)
         raise DemoError(f"the sensors were not heard within {READY_S:.0f} s ({why}): see {self._out}/*.log")
+
+    def _check_alive(self) -> None:
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise DemoError(f"{name} ended with code {process.returncode}: see {self._out / name}.log")
 
     def call(self, method: str, path: str, body: object = None, port: int | None = None) -> dict[str, Any]:
         """One HTTP call, to the topside daemon unless *port* says otherwise.
@@ -259,9 +270,6 @@ class Rig:
         Raises:
             DemoError: it was refused, or somebody is gone.
         """
-        for name, process in self._processes.items():
-            if process.poll() is not None:
-                raise DemoError(f"{name} ended with code {process.returncode}: see {self._out / name}.log")
         url = f"http://127.0.0.1:{port or self._ports[3]}{path}"
         request = urllib.request.Request(url, json.dumps(body or {}).encode() if method == "POST" else None)
         try:
@@ -292,6 +300,7 @@ bus = "tcp://127.0.0.1:{bus}"
 time = "127.0.0.1:{time}"
 [serial]
 port = {port}
+baud = {baud}
 [simulation]
 clock_offset_s = {offset_s}
 clock_drift_ppm = {drift_ppm}
@@ -305,6 +314,7 @@ bus = "tcp://127.0.0.1:{bus}"
 pi = "http://127.0.0.1:{pi_http}"
 [serial]
 port = {port}
+baud = {baud}
 """
 
 

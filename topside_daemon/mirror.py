@@ -185,5 +185,5 @@ class Mirror:
 def _decode(line: bytes) -> Reading | None:
     try:
         return decode_row(line)
-    except (RowError, UnicodeDecodeError):
+    except RowError:
         return None  # the header; a damaged row is found by the chunk's sha256

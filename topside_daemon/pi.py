@@ -5,7 +5,7 @@ Every call either answers or raises `PiError` with one line that says why; nothi
 
 import asyncio
 import itertools
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -268,8 +268,7 @@ class _TimeAsker(asyncio.DatagramProtocol):
         return asker
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         received_ns = self._clock.mono_ns()

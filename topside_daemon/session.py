@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from common.announcer import Announcer
 from common.clock import Clock, begin_epoch
@@ -235,8 +235,7 @@ class Session:
         while not self.markers.started:
             wait_s = BREATH_S
             if self.record.inwater_started or not self.record.inwater:
-                await self._mark("START", None)
-                wait_s = 0.0 if self.markers.started else RETRY_S
+                wait_s = RETRY_S if (await self._mark("START", None)).detail else 0.0
             if await self._stops_within(wait_s):
                 return
         interval_s = self._deck.config.markers.interval_s
@@ -295,10 +294,10 @@ class Session:
             raise PiError(f"{self.mirror.rows} of {standing.rows} rows are here")
 
     async def _fuse(self, state: str, detail: str) -> None:
-        self.record.state = state
+        final = structs.replace(self.record, state=state, detail=detail)
         stamped = format_utc(self._deck.clock.utc_ns())
         try:
-            self.report = await asyncio.to_thread(produce, self.folder, self.record, stamped)
+            self.report = await asyncio.to_thread(produce, self.folder, final, stamped)
         except RuntimeError as error:
             state, detail = "failed", str(error)
             self.note("fusion_failed", detail)

@@ -1,0 +1,263 @@
+"""Offline fusion from folder to file: the product, its reproducibility, its report and its exit codes."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.messages import Reading, format_utc, parse_utc
+from tests.sim import MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_session, old_row, write_stream
+from topside_daemon.fusion.__main__ import UNIFIED_FILE, fuse_session, main
+from topside_daemon.fusion.stream import FusedRow
+from topside_daemon.fusion.writers import UNIFIED_HEADER, format_row, write_unified
+
+ROOT = Path(__file__).parents[1]
+
+Row = dict[str, str]
+
+
+def fused(folder: Path) -> list[Row]:
+    with (folder / UNIFIED_FILE).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def fuse_to_bytes(session: SimSession, folder: Path) -> bytes:
+    fuse_session(session.write(folder))
+    return (folder / UNIFIED_FILE).read_bytes()
+
+
+def seqs(rows: list[Row], column: str) -> list[int]:
+    return sorted(int(row[column]) for row in rows if row[column])
+
+
+def errors_ns(rows: list[Row], truth_ns: dict[int, int]) -> list[int]:
+    """Distance of every in-water row from its true instant, sorted."""
+    return sorted(
+        abs(parse_utc(row["timestamp"]) - UTC_0 - truth_ns[int(row["inwater_seq"])])
+        for row in rows
+        if row["inwater_seq"]
+    )
+
+
+@pytest.mark.parametrize("period_ns", [111 * MS, 1033_800_000], ids=["9 Hz", "1 Hz"])
+@pytest.mark.parametrize("drift_ppm", [-100.0, 40.0, 100.0])
+@pytest.mark.parametrize("ahead_ns", [5 * S, 10**18])
+def test_a_session_comes_out_right(tmp_path: Path, period_ns: int, drift_ppm: float, ahead_ns: int) -> None:
+    """99 % of the overlap pairs, every reading is there once, p95 is far below 5 ms and within its sd."""
+    session = draw_session(1, period_ns=period_ns, pi=Machine("pi-a", ahead_ns, drift_ppm))
+    report = fuse_session(session.write(tmp_path / "s"))
+    rows = fused(tmp_path / "s")
+    assert report.gaps <= 0.01 * len(session.inwater)
+    assert report.paired >= 0.99 * (len(session.inwater) - 2)
+    assert seqs(rows, "inwater_seq") == list(range(len(session.inwater)))
+    assert seqs(rows, "surface_seq") == list(range(len(session.surface)))
+    errors = errors_ns(rows, session.inwater_truth_ns)
+    assert errors[len(errors) * 95 // 100] < MS // 2
+    deviation_ns = float(rows[len(rows) // 2]["offset_sd_ms"]) * MS
+    assert errors[len(errors) * 95 // 100] < 2.5 * deviation_ns
+
+
+def test_the_columns_are_the_promised_ones(tmp_path: Path) -> None:
+    """Old columns first, then ours; each field of a pair is what both rows and the clock say."""
+    pi = Machine("pi-a", 5 * S, utc_error_ns=-3 * S)
+    session = draw_session(2, duration_s=60, pi=pi, topside=Machine("topside-a"))
+    fuse_session(session.write(tmp_path / "s"))
+    text = (tmp_path / "s" / UNIFIED_FILE).read_text()
+    assert text.partition("\n")[0] == UNIFIED_HEADER
+    assert "\r" not in text
+    row = next(row for row in fused(tmp_path / "s") if row["inwater_seq"] == "100" and row["surface_seq"])
+    reading = session.inwater[100]
+    pair_ns = parse_utc(row["timestamp"]) - parse_utc(row["surface_timestamp_used"])
+    assert row["inwater_value"] == reading.value
+    assert row["inwater_timestamp_raw"] == format_utc(reading.utc_ns)
+    assert row["surface_timestamp_used"] == format_utc(
+        UTC_0 + session.surface_truth_ns[int(row["surface_seq"])]
+    )
+    assert float(row["offset_ms"]) == pytest.approx(5000, abs=1)
+    assert float(row["pair_dt_ms"]) == pytest.approx(pair_ns / MS, abs=0.002)
+    assert int(row["surface_age_ms"]) == round(float(row["pair_dt_ms"]))
+    assert (row["surface_status"], row["clock_status"]) == ("fresh", "measured")
+    assert all(len(row["timestamp"]) == 32 for row in fused(tmp_path / "s"))
+
+
+def test_single_rows_leave_the_other_side_empty(tmp_path: Path) -> None:
+    """A reading without a partner keeps its own fields; status tells a missing surface from no in-water."""
+    session = draw_session(3, duration_s=30)
+    session.surface = session.surface[:100]
+    session.inwater = session.inwater[50:]
+    fuse_session(session.write(tmp_path / "s"))
+    rows = fused(tmp_path / "s")
+    assert {row["surface_status"] for row in rows if not row["surface_seq"]} == {"missing"}
+    assert {row["surface_status"] for row in rows if not row["inwater_seq"]} == {""}
+    assert {row["surface_status"] for row in rows if row["inwater_seq"] and row["surface_seq"]} == {"fresh"}
+    alone = next(row for row in rows if not row["inwater_seq"])
+    assert not any(alone[name] for name in ("inwater_value", "offset_ms", "pair_dt_ms", "clock_status"))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rng=st.randoms(use_true_random=False))
+def test_arrival_never_changes_a_byte(tmp_path_factory: pytest.TempPathFactory, rng: Random) -> None:
+    """Rows and exchanges shuffled and repeated give the same file, and so does a second run."""
+    session = draw_session(4, duration_s=40)
+    folder = tmp_path_factory.mktemp("s")
+    once = fuse_to_bytes(session, folder / "once")
+    assert fuse_to_bytes(session.shuffled(rng), folder / "again") == once
+    fuse_session(folder / "once")
+    assert (folder / "once" / UNIFIED_FILE).read_bytes() == once
+
+
+def test_hash_seeds_never_change_a_byte(tmp_path: Path) -> None:
+    """Two interpreters that order their sets differently write the same file."""
+    session = draw_session(5, duration_s=30).write(tmp_path / "s")
+    written = []
+    for seed in ("1", "2"):
+        command = [sys.executable, "-m", "topside_daemon.fusion", str(session), "--json"]
+        subprocess.run(
+            command, check=True, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}
+        )
+        written.append((session / UNIFIED_FILE).read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("reboots", [False, True])
+def test_streams_and_exchanges_are_enough(tmp_path: Path, reboots: bool) -> None:
+    """Without any other file the same readings pair, at the same time to within microseconds."""
+    session = draw_reboots(6) if reboots else draw_session(6, duration_s=60)
+    fuse_session(session.write(tmp_path / "whole"))
+    fuse_session(session.write(tmp_path / "bare", only_streams=True))
+    whole, bare = fused(tmp_path / "whole"), fused(tmp_path / "bare")
+    assert [(row["inwater_seq"], row["surface_seq"]) for row in whole] == [
+        (row["inwater_seq"], row["surface_seq"]) for row in bare
+    ]
+    for one, other in zip(whole, bare, strict=True):
+        assert abs(parse_utc(one["timestamp"]) - parse_utc(other["timestamp"])) < 5000
+
+
+def test_restarts_of_either_machine_lose_nothing(tmp_path: Path) -> None:
+    """Both reboots in one session: every reading once, on time, and paired between the outages."""
+    session = draw_reboots(7)
+    report = fuse_session(session.write(tmp_path / "s"))
+    rows = fused(tmp_path / "s")
+    assert seqs(rows, "inwater_seq") == list(range(len(session.inwater)))
+    assert errors_ns(rows, session.inwater_truth_ns)[-1] < 2 * MS
+    assert report.gaps <= 0.01 * len(session.inwater)
+    assert len(report.clock) == 3
+
+
+def test_a_dropout_is_not_a_gap(tmp_path: Path) -> None:
+    """In-water readings while the surface sensor was away are single, and no gaps."""
+    session = draw_session(8, duration_s=60)
+    away = range(200, 260)
+    session.surface = [one for one in session.surface if one.seq not in away]
+    report = fuse_session(session.write(tmp_path / "s"))
+    assert (report.surface.dropouts, report.surface.missing) == (1, len(away))
+    assert report.inwater.single >= len(away) - 2
+    assert report.gaps <= 2
+
+
+def test_a_session_without_exchanges_keeps_the_labels(tmp_path: Path) -> None:
+    """No clock to correct by: the Pi's own labels, no offset, status none, nothing lost."""
+    session = draw_session(9, duration_s=30, pi=Machine("pi-a", 9 * S))
+    session.exchanges = []
+    fuse_session(session.write(tmp_path / "s"))
+    rows = [row for row in fused(tmp_path / "s") if row["inwater_seq"]]
+    assert {(row["clock_status"], row["offset_ms"], row["offset_sd_ms"]) for row in rows} == {
+        ("none", "", "")
+    }
+    assert all(row["timestamp"] == row["inwater_timestamp_raw"] for row in rows)
+    assert len(rows) == len(session.inwater)
+
+
+def test_an_old_cockpit_folder_is_fused(tmp_path: Path) -> None:
+    """Six columns, ms and us labels, markers: digits stay, no numbers are made up, all readings come out."""
+    for name, phase_ms in (("in-water_5f1d", 0), ("surface_77", 300)):
+        lines = [old_row(UTC_0 + k * 1034 * MS + phase_ms * MS, f"0.01{k + 100}") for k in range(60)]
+        (tmp_path / name).mkdir()
+        head = "timestamp,sensor_id,mode,value,TempC,Vin"
+        (tmp_path / name / "session.csv").write_text("\n".join([head, *lines, ""]).replace("+00:00", "Z"))
+    report = fuse_session(tmp_path)
+    rows = fused(tmp_path)
+    assert (report.paired, report.gaps, len(rows)) == (60, 0, 60)
+    assert {(row["inwater_seq"], row["surface_seq"], row["clock_status"]) for row in rows} == {
+        ("", "", "none")
+    }
+    assert rows[7]["inwater_value"] == rows[7]["surface_value"] == "0.01107"
+    assert {row["pair_dt_ms"] for row in rows} == {"-300.000"}
+
+
+def test_a_tolerance_can_be_given(tmp_path: Path) -> None:
+    """No pair is further apart than --tolerance-ms; 0 pairs only equal instants."""
+    folder = draw_session(10, duration_s=60).write(tmp_path / "s")
+    assert main([str(folder), "--tolerance-ms", "20", "--json"]) == 0
+    distances = [abs(float(row["pair_dt_ms"])) for row in fused(folder) if row["pair_dt_ms"]]
+    assert distances == [] or max(distances) <= 20
+    assert fuse_session(folder, tolerance_ms=0).paired == 0
+
+
+def test_json_and_text_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both reports carry the counts that the file holds."""
+    folder = draw_session(11, duration_s=60, pi=Machine("pi-a", 5 * S, 40.0)).write(tmp_path / "s")
+    assert main([str(folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert main([str(folder)]) == 0
+    text = capsys.readouterr().out
+    rows = fused(folder)
+    paired = sum(bool(row["pair_dt_ms"]) for row in rows)
+    assert (report["rows"], report["paired"]) == (len(rows), paired)
+    assert f"rows {len(rows)}: {paired} paired" in text
+    assert abs(report["clock"][0]["drift_ppm"] - 40) < 3 * report["clock"][0]["drift_sd_ppm"]
+    assert f"drift {report['clock'][0]['drift_ppm']:.3f} ±" in text
+
+
+def test_exit_codes_say_how_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """3 for a rejected row or a session that cannot be fused, with the others done; 2 for bad usage."""
+    good = draw_session(12, duration_s=10).write(tmp_path / "good")
+    hurt = draw_session(13, duration_s=10).write(tmp_path / "hurt")
+    with (hurt / "in-water_11111111" / "chunk_00000.csv").open("ab") as file:
+        file.write(b"not a row\r\n")
+    assert main([str(good)]) == 0
+    assert main([str(hurt)]) == 3
+    assert "rejected in-water_11111111/chunk_00000.csv:" in capsys.readouterr().out
+    assert main([str(tmp_path / "absent"), str(good), "--out", str(tmp_path / "out")]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "out" / "good" / UNIFIED_FILE).read_bytes() == (good / UNIFIED_FILE).read_bytes()
+    with pytest.raises(SystemExit, match="2"):
+        main([str(good), "--tolerance-ms", "-1"])
+
+
+def test_an_output_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
+    """A write that fails half-way leaves the old file, and nothing beside it."""
+    row = FusedRow(UTC_0, Reading(0, 0, 0, UTC_0, "s", "m", "1"), None, None, None, None, "none")
+    write_unified(tmp_path / UNIFIED_FILE, [row])
+    before = (tmp_path / UNIFIED_FILE).read_bytes()
+    impossible = FusedRow(1 << 80, None, row.inwater, None, None, None, "")
+    with pytest.raises(OverflowError):
+        write_unified(tmp_path / UNIFIED_FILE, [row, impossible])
+    assert (tmp_path / UNIFIED_FILE).read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [UNIFIED_FILE]
+
+
+@given(st.integers(-(10**18), 10**18))
+def test_milliseconds_are_exact_decimals(offset_ns: int) -> None:
+    """Three decimals, rounded to the nearest microsecond, however large the offset."""
+    row = FusedRow(UTC_0, Reading(0, 0, 0, UTC_0, "s", "m", "1"), None, offset_ns, 0, None, "held")
+    text = format_row(row).split(",")[17]
+    assert abs(int(text.replace(".", "")) * 1000 - offset_ns) <= 500
+    assert len(text.partition(".")[2]) == 3
+
+
+def test_a_pi_folder_alone_is_fused(tmp_path: Path) -> None:
+    """In-water only: each reading one row, in the order of time."""
+    write_stream(tmp_path / "5f1d", draw_session(14, duration_s=20).inwater)
+    report = fuse_session(tmp_path / "5f1d")
+    rows = fused(tmp_path / "5f1d")
+    assert (report.paired, report.surface.rows, len(rows)) == (0, 0, report.inwater.rows)
+    assert all(one["timestamp"] <= other["timestamp"] for one, other in pairwise(rows))

@@ -1,0 +1,264 @@
+"""The Pi daemon as a process, with a sensor that says when it speaks."""
+
+import csv
+import hashlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from common.messages import decode_row
+from tests.sim.rig import ROOT, PiDaemon
+from tests.sim.talker import Talker
+
+SYNC_ID = "123456f1-0000-4000-8000-000000000001"
+
+
+MARKER = {"session_id": "a", "sync_id": SYNC_ID, "marker_type": "STOP"}
+
+
+@pytest.fixture
+def talker(tmp_path: Path) -> Iterator[Talker]:
+    with Talker(tmp_path / "sensor", rate_hz=50) as talker:
+        yield talker
+
+
+@pytest.fixture
+def pi(tmp_path: Path, talker: Talker) -> Iterator[PiDaemon]:
+    with PiDaemon(tmp_path / "pi", serial=str(talker.link)) as daemon:
+        assert isinstance(daemon, PiDaemon)
+        daemon.wait_streaming()
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PiDaemon]:
+    """A daemon that no call here changes."""
+    with PiDaemon(tmp_path_factory.mktemp("served") / "pi") as daemon:
+        assert isinstance(daemon, PiDaemon)
+        yield daemon
+
+
+def start(pi: PiDaemon, **wanted: object) -> str:
+    status, said = pi.post("/record/start", {"mission": "test"} | wanted)
+    assert status == 200, said
+    return str(said["session_id"])
+
+
+def grown(pi: PiDaemon, session: str, rows: int) -> bool:
+    return bool(pi.get(f"/record/status?session_id={session}")[1]["rows"] >= rows)
+
+
+def values(folder: Path) -> list[str]:
+    """What was recorded, in the order of seq, which must have no hole."""
+    readings = []
+    for path in sorted(folder.glob("chunk_*.csv")):
+        for line in path.read_bytes().splitlines(keepends=True)[1:]:
+            reading = decode_row(line)
+            if reading is not None:
+                readings.append(reading)
+    assert [reading.seq for reading in readings] == list(range(len(readings)))
+    return [reading.value for reading in readings]
+
+
+def is_run_of(recorded: list[str], sent: list[str]) -> bool:
+    """Everything said between the first and the last recorded value was recorded, once."""
+    first = sent.index(recorded[0])
+    return sent[first : first + len(recorded)] == recorded
+
+
+def test_the_old_clients_calls_work_in_its_order(pi: PiDaemon, talker: Talker) -> None:
+    """Connect, start, record, mark, poll, fetch, mark, stop: each answers as the old API did."""
+    assert pi.post("/sensor/connect?port=/dev/ttyUSB0&baud=9600")[1]["status"] == "connected"
+    assert pi.get("/instrument/health")[1]["connected"] is True
+    assert pi.post("/sensor/start?poll_hz=500&auto_record=false")[1] == {
+        "status": "started",
+        "mode": "freerun",
+        "recording": False,
+    }
+    session = start(pi, rate_hz=500, roll_interval_s=1, schema_version=1)
+    marker = {"session_id": session, "sync_id": SYNC_ID, "marker_type": "START"}
+    assert pi.post("/record/sync-marker", marker)[1]["status"] == "injected"
+    time = pi.get("/api/sync/time")[1]
+    assert isinstance(time["pi_unix_ms"], int) and time["pi_iso"] and time["schema_version"] == 1
+    pi.wait_for(lambda: len(pi.get(f"/record/snapshots?session_id={session}")[1]) >= 2)
+    for item in pi.get(f"/record/snapshots?session_id={session}")[1]:
+        status, content = pi.raw(f"/files/{session}/{item['name']}")
+        assert (status, len(content)) == (200, item["size_bytes"])
+        assert hashlib.sha256(content).hexdigest() == item["sha256"]
+        assert content.count(b"\r\n") == item["rows"] + 1
+    assert pi.post("/record/sync-marker", marker | {"marker_type": "STOP"})[0] == 200
+    stopped = pi.post("/record/stop", {"session_id": session})[1]
+    assert stopped["session_id"] == session and stopped["stopped_at"] and stopped["chunks"] >= 2
+    assert pi.post("/sensor/stop")[1] == {"status": "stopped"}
+    assert pi.post("/disconnect")[1] == {"status": "disconnected"}
+    assert pi.get("/health")[1]["status"] == "online"
+    recorded = values(pi.data / session)
+    assert len(recorded) + 2 == stopped["rows"]
+    assert is_run_of(recorded, talker.sent)
+
+
+def test_a_marker_is_written_once(pi: PiDaemon) -> None:
+    """The same marker again answers the first instant and adds no row; the row is as old readers know it."""
+    session = start(pi)
+    marker = {"session_id": session, "sync_id": SYNC_ID, "marker_type": "PERIODIC", "periodic_sequence": 7}
+    first, again = (pi.post("/record/sync-marker", marker)[1] for _ in range(2))
+    assert (first["status"], again["status"]) == ("injected", "duplicate")
+    assert (first["timestamp"], first["t2_ns"]) == (again["timestamp"], again["t2_ns"])
+    assert first["t2_ns"] <= first["t3_ns"]
+    pi.post("/record/stop", {"session_id": session})
+    with (pi.data / session / "chunk_00000.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["mode"].startswith("SYNC_")]
+    assert [(row["mode"], row["value"], row["seq"]) for row in rows] == [("SYNC_PERIODIC", "305420017", "")]
+
+
+def test_the_open_chunk_can_be_followed(pi: PiDaemon) -> None:
+    """Durable bytes of the open chunk are served by range, and stay a prefix of the sealed chunk."""
+    session = start(pi)
+    pi.wait_for(lambda: grown(pi, session, 60))
+    whole = pi.raw(f"/files/{session}/chunk_00000.tmp")[1]
+    status, tail = pi.raw(f"/files/{session}/chunk_00000.tmp", Range=f"bytes={len(whole) - 10}-")
+    assert status == 206 and tail.startswith(whole[-10:])
+    assert pi.raw(f"/files/{session}/chunk_00000.tmp", Range="bytes=99999999-")[0] == 416
+    pi.post("/record/stop", {"session_id": session})
+    assert pi.raw(f"/files/{session}/chunk_00000.csv")[1].startswith(whole)
+    assert pi.raw(f"/files/{session}/chunk_00000.tmp")[1].startswith(whole)
+
+
+def test_killed_and_started_again_it_goes_on_with_the_session(pi: PiDaemon, talker: Talker) -> None:
+    """After kill -9 the same session continues: no published row is missing, no number is used twice."""
+    session = start(pi, roll_interval_s=1)
+    for rows in (30, 60, 90):
+        pi.wait_for(lambda rows=rows: grown(pi, session, rows))
+        durable = pi.get(f"/record/status?session_id={session}")[1]["durable_seq"]
+        pi.kill()
+        pi.start()
+        assert pi.get(f"/record/status?session_id={session}")[1]["last_seq"] >= durable
+    pi.wait_for(lambda: grown(pi, session, 120))
+    pi.post("/record/stop", {"session_id": session})
+    recorded = values(pi.data / session)
+    assert set(recorded) <= set(talker.sent) and len(set(recorded)) == len(recorded)
+    assert [folder.name for folder in pi.data.iterdir() if folder.is_dir()] == [session]
+
+
+def test_sigterm_seals_and_does_not_end_the_session(pi: PiDaemon) -> None:
+    """Stopping the process leaves sealed files, exit code 0 and a session that is resumed."""
+    session = start(pi)
+    pi.wait_for(lambda: grown(pi, session, 20))
+    assert pi.stop() == 0
+    assert [path.name for path in (pi.data / session).glob("chunk_*")] == ["chunk_00000.csv"]
+    pi.start()
+    assert pi.get(f"/record/status?session_id={session}")[1]["state"] == "recording"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/record/stop", {"session_id": str(uuid4())}, 404, "unknown session"),
+        ("/record/stop", {"session_id": "../../etc"}, 404, "unknown session"),
+        ("/record/stop", {}, 422, "session_id"),
+        ("/record/stop", b"{", 422, "body"),
+        ("/record/stop", b"\xff\xfe", 422, "body"),
+        ("/record/stop", b"[" * 5000, 422, "body"),
+        ("/record/start", {"mission": 5}, 422, "mission"),
+        ("/record/start", {"roll_interval_s": "x"}, 422, "roll_interval_s"),
+        ("/record/start", {"rate_hz": 0}, 422, "rate_hz"),
+        ("/record/start", {"session_id": "../x"}, 422, "session_id"),
+        (
+            "/record/sync-marker",
+            {"session_id": "a", "sync_id": SYNC_ID, "marker_type": "NOW"},
+            422,
+            "marker_type",
+        ),
+        ("/record/sync-marker", {"session_id": "a", "sync_id": "zz", "marker_type": "STOP"}, 422, "sync_id"),
+        (
+            "/record/sync-marker",
+            {"session_id": "a", "sync_id": SYNC_ID, "marker_type": "STOP"},
+            404,
+            "unknown",
+        ),
+        ("/nowhere", {}, 404, "Not Found"),
+        ("/health", {}, 405, "Method Not Allowed"),
+    ],
+)
+def test_bad_calls_are_refused_with_a_reason(
+    served: PiDaemon, path: str, body: object, status: int, words: str
+) -> None:
+    """A 4xx whose detail is a string that names what is wrong."""
+    got, said = served.post(path, body)
+    assert got == status
+    assert isinstance(said["detail"], str) and words in said["detail"]
+
+
+def test_refusals_of_state(pi: PiDaemon) -> None:
+    """A second session 409, a stopped one 400, missing parameters 422, no file outside the recording."""
+    session = start(pi)
+    assert pi.post("/record/start")[0] == 409
+    assert pi.post("/record/start", {"session_id": session})[1]["session_id"] == session
+    assert pi.get("/record/status")[0] == 422
+    assert pi.get("/record/snapshots?session_id=" + str(uuid4()))[0] == 404
+    for name in ("..%2fsecret", "%2e%2e%2fsecret", "secret", "chunk_99999.csv"):
+        assert pi.raw(f"/files/{session}/{name}")[0] == 404
+    assert pi.post("/record/stop", {"session_id": session})[0] == 200
+    assert pi.post("/record/stop", {"session_id": session})[0] == 400
+    marker = {"session_id": session, "sync_id": SYNC_ID, "marker_type": "STOP"}
+    status, said = pi.post("/record/sync-marker", marker)
+    assert (status, "not recording" in said["detail"]) == (400, True)
+    assert pi.get(f"/record/status?session_id={session}")[1]["state"] == "stopped"
+
+
+def test_without_a_sensor_it_serves_and_says_so(tmp_path: Path) -> None:
+    """A missing port is a state with its cure, recording is refused with 424, and nothing dies."""
+    with PiDaemon(tmp_path / "pi", serial=str(tmp_path / "nothing")) as pi:
+        health = pi.get("/instrument/health")[1]
+        assert health["connected"] is False and health["state"] == "port missing"
+        assert str(tmp_path / "nothing") in health["detail"]
+        status, said = pi.post("/record/start")
+        assert (status, "Not connected" in said["detail"]) == (424, True)
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "pi_daemon", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_a_bad_start_is_one_line_and_a_code(tmp_path: Path, pi: PiDaemon) -> None:
+    """Unknown flags exit 2; unknown keys, bad addresses, taken ports and folders exit 78 with one line."""
+    assert run("--wrong").returncode == 2
+    config = tmp_path / "bad.toml"
+    config.write_text("[serial]\nbuad = 9600\n")
+    busy = f"127.0.0.1:{pi.http}"
+    for arguments, word in (
+        (("--config", str(config)), "buad"),
+        (("--config", str(tmp_path / "none.toml")), "none.toml"),
+        (("--http", "nonsense", "--data", str(tmp_path / "a")), "nonsense"),
+        (("--http", busy, "--bus", "tcp://127.0.0.1:0", "--data", str(tmp_path / "b")), busy),
+        (("--bus", f"tcp://127.0.0.1:{pi.bus}", "--data", str(tmp_path / "c")), str(pi.bus)),
+        (("--data", str(pi.data), "--bus", "tcp://127.0.0.1:0"), "in use by process"),
+    ):
+        done = run(*arguments)
+        assert done.returncode == 78, (arguments, done.stderr)
+        last = done.stderr.strip().splitlines()[-1]
+        assert word in last and "Traceback" not in done.stderr, done.stderr
+
+
+def test_time_is_served_by_udp(pi: PiDaemon) -> None:
+    """Junk is not answered; the port is named by /version."""
+    port = pi.get("/version")[1]["time_port"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        asker.settimeout(0.3)
+        asker.sendto(b"what time is it?", ("127.0.0.1", port))
+        with pytest.raises(TimeoutError):
+            asker.recv(100)
+
+
+def test_ctrl_c_ends_it_too(pi: PiDaemon) -> None:
+    """SIGINT ends the daemon as SIGTERM does."""
+    assert pi.process is not None
+    pi.process.send_signal(signal.SIGINT)
+    assert pi.process.wait(10) == 0

@@ -1,0 +1,315 @@
+"""Session folders in: ours, a Pi's alone, the old Cockpit's; what cannot be trusted is named, not used."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.messages import Marker, Reading, encode_marker_row, encode_row, parse_utc, to_json
+from tests.sim import HEAD, MS, UTC_0, Machine, S, Sensor, draw_reboots, draw_session, old_row, write_stream
+from topside_daemon.fusion.banner import banner_rows
+from topside_daemon.fusion.readers import EXCHANGES_FILE, SessionError, read_session
+from topside_daemon.fusion.timeline import UNNUMBERED
+
+OLD_HEAD = "timestamp,sensor_id,mode,value,TempC,Vin"
+BOOT = """\
+2025-11-03T20:12:38.058414+00:00,serial ######   ,freerun,1.0,,
+2025-11-03T20:12:38.489905+00:00,serial ######   ,freerun,125.0,,
+2025-11-03T20:12:39.161762+00:00,serial ######   ,freerun,4.003,,
+2025-11-03T20:12:39.417632+00:00,serial ######   ,freerun,1.0,,
+2025-11-03T20:12:39.418494+00:00,serial ######   ,freerun,7799.0,,
+2025-11-03T20:12:40.601558+00:00,serial ######   ,freerun,0.0,,""".splitlines()
+RECORDED = """\
+2025-11-03T20:12:41.625928+00:00,serial ######   ,freerun,0.01016,25.19,7.494
+2025-11-03T20:12:42.665446+00:00,serial ######   ,freerun,0.010159,25.19,7.494
+2025-11-03T20:12:43.705001+00:00,serial ######   ,freerun,0.010159,25.19,7.515
+2025-11-03T20:12:44.729305+00:00,serial ######   ,freerun,0.010164,25.19,7.494
+2025-11-03T20:12:45.768854+00:00,serial ######   ,freerun,0.010158,25.19,7.494
+2025-11-03T20:12:46.793149+00:00,serial ######   ,freerun,0.01016,25.19,7.515
+2025-11-03T20:12:47.832800+00:00,serial ######   ,freerun,0.010137,25.19,7.494""".splitlines()
+POLLED = ["2025-11-03T21:17:19.386277+00:00,serial ######   ,polled,0.010173,25.19,7.515"]
+
+
+def bare(rows: list[str]) -> list[str]:
+    return [",".join([*row.split(",")[:4], "", ""]) for row in rows]
+
+
+def moved(rows: list[str], by_s: float) -> list[str]:
+    """The same rows later."""
+
+    def later(row: str) -> str:
+        label, _, rest = row.partition(",")
+        return old_row(parse_utc(label) + round(by_s * S), "").partition(",")[0] + "," + rest
+
+    return [later(row) for row in rows]
+
+
+def values(rows: list[str]) -> list[str]:
+    return [row.split(",")[3] for row in rows]
+
+
+def read_old(folder: Path, rows: list[str], line_end: str = "\n") -> tuple[list[str], list[str]]:
+    """Values kept and reasons given, for a folder with one combined file."""
+    folder.mkdir(exist_ok=True)
+    text = line_end.join([OLD_HEAD, *rows, ""])
+    (folder / "session.csv").write_bytes(text.encode())
+    stream = read_session(folder).inwater
+    return [one.value for one in stream.readings], [one.reason for one in stream.rejects]
+
+
+def readings(count: int, start_ns: int = 0) -> list[Reading]:
+    return Sensor("in", 111 * MS).readings(Random(1), Machine("pi-a"), start_ns, start_ns + count * 111 * MS)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("reboots", [False, True])
+def test_a_session_of_ours_is_read_whole(tmp_path: Path, reboots: bool) -> None:
+    """Both streams, the exchanges and both lists of epochs come back as they were written."""
+    drawn = draw_reboots(1) if reboots else draw_session(1, duration_s=20)
+    session = read_session(drawn.write(tmp_path / "session"))
+    assert (session.inwater.readings, session.surface.readings) == (drawn.inwater, drawn.surface)
+    assert session.exchanges == drawn.exchanges
+    assert (session.epochs, session.inwater.epochs) == (drawn.topside_epochs, drawn.pi_epochs)
+    assert not session.all_rejects and not session.notes
+
+
+def test_one_sensor_alone_is_a_session(tmp_path: Path) -> None:
+    """A Pi's folder copied off the card, and a session whose other sensor never was, are read."""
+    write_stream(tmp_path / "5f1d", readings(10))
+    assert len(read_session(tmp_path / "5f1d").inwater.readings) == 10
+    write_stream(tmp_path / "dive" / "surface_1", readings(10))
+    session = read_session(tmp_path / "dive")
+    assert (len(session.inwater.readings), len(session.surface.readings)) == (0, 10)
+
+
+def test_the_combined_file_stands_in_for_absent_chunks(tmp_path: Path) -> None:
+    """Without chunks session.csv is the record; with LF line ends the checksums still hold."""
+    rows = b"".join(map(encode_row, readings(5)))
+    (tmp_path / "session.csv").write_bytes((HEAD + rows).replace(b"\r\n", b"\n"))
+    assert read_session(tmp_path).inwater.readings == readings(5)
+
+
+def test_rows_come_back_once_and_in_order(tmp_path: Path) -> None:
+    """Shuffled and repeated rows are sorted by their own clock and counted as duplicates."""
+    rows = readings(30)
+    write_stream(tmp_path / "s", Random(2).sample([*rows, *rows[:7]], 37))
+    stream = read_session(tmp_path / "s").inwater
+    assert (stream.readings, stream.duplicates, stream.missing) == (rows, 7, 0)
+
+
+def test_a_hole_in_the_numbers_is_missing(tmp_path: Path) -> None:
+    """A lost row is counted by its seq."""
+    rows = readings(10)
+    write_stream(tmp_path / "s", rows[:4] + rows[6:])
+    assert read_session(tmp_path / "s").inwater.missing == 2
+
+
+def test_markers_are_not_light(tmp_path: Path) -> None:
+    """Marker rows of ours and of the old recorders are counted and left out."""
+    marker = Marker("f47ac10b-58cc-4372-a567-0e02b2c3d479", "PERIODIC", 1, 0, 5, UTC_0, 3)
+    write_stream(tmp_path / "s", readings(4))
+    with (tmp_path / "s" / "chunk_00001.csv").open("ab") as file:
+        file.write(encode_marker_row(marker, "in"))
+    stream = read_session(tmp_path / "s").inwater
+    assert (len(stream.readings), stream.markers) == (4, 1)
+    row = "2025-11-03T20:12:44.000Z,x,SYNC_START,4101685509,0,0"
+    assert read_old(tmp_path / "old", [*RECORDED[:3], row, *RECORDED[3:]])[0] == values(RECORDED)
+
+
+def test_a_damaged_row_is_named_and_left_out(tmp_path: Path) -> None:
+    """A flipped digit breaks the checksum: file and line are said, the neighbours stay."""
+    write_stream(tmp_path / "s", readings(10))
+    chunk = tmp_path / "s" / "chunk_00000.csv"
+    lines = chunk.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"0.010001", b"0.910001")
+    chunk.write_bytes(b"".join(lines))
+    stream = read_session(tmp_path / "s").inwater
+    assert [one.seq for one in stream.readings] == [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert [(one.file, one.line) for one in stream.rejects] == [("chunk_00000.csv", 3)]
+
+
+@given(st.integers(1, 60))
+def test_the_torn_end_of_an_open_chunk_is_no_loss(cut: int) -> None:
+    """Wherever the last row was cut off, every whole row is there and nothing is rejected."""
+    with _folder() as folder:
+        whole = HEAD + b"".join(map(encode_row, readings(3)))
+        (folder / "chunk_00000.tmp").write_bytes(whole[:-cut])
+        stream = read_session(folder).inwater
+        assert [one.seq for one in stream.readings] == ([0, 1, 2] if cut <= 2 else [0, 1])
+        assert (stream.torn, stream.rejects) == (int(cut > 2), [])
+
+
+@given(st.binary(max_size=300))
+def test_garbage_never_raises(garbage: bytes) -> None:
+    """Any bytes in any file leave the good rows readable."""
+    with _folder() as folder:
+        write_stream(folder / "in-water_1", readings(4))
+        write_stream(folder / "surface_1", [])
+        with (folder / "in-water_1" / "chunk_00000.csv").open("ab") as file:
+            file.write(garbage + b"\n")
+        for name in (EXCHANGES_FILE, "session.json", "surface_1/chunk_00001.csv"):
+            (folder / name).write_bytes(garbage)
+        assert len(read_session(folder).inwater.readings) == 4
+
+
+def test_bad_exchanges_are_named_and_the_rest_used(tmp_path: Path) -> None:
+    """A torn line in exchanges.jsonl costs that exchange alone."""
+    drawn = draw_session(3, duration_s=5)
+    drawn.write(tmp_path / "s")
+    lines = [to_json(one) for one in drawn.exchanges]
+    lines[1] = lines[1][:50]
+    (tmp_path / "s" / EXCHANGES_FILE).write_bytes(b"\n".join(lines))
+    session = read_session(tmp_path / "s")
+    assert session.exchanges == [drawn.exchanges[0], *drawn.exchanges[2:]]
+    assert [(one.file, one.line) for one in session.all_rejects] == [(EXCHANGES_FILE, 2)]
+
+
+def test_a_damaged_session_file_costs_a_note(tmp_path: Path) -> None:
+    """session.json is optional: unreadable, it is mentioned and the rows are all there."""
+    drawn = draw_session(4, duration_s=5)
+    drawn.write(tmp_path / "s")
+    (tmp_path / "s" / "session.json").write_text('{"epochs": 3}')
+    session = read_session(tmp_path / "s")
+    assert len(session.notes) == 1
+    assert session.inwater.readings == drawn.inwater
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("zone", ["Z", "+00:00"])
+@pytest.mark.parametrize("digits", [0, 3, 6])
+def test_old_rows_of_every_spelling(tmp_path: Path, line_end: str, zone: str, digits: int) -> None:
+    """CRLF or LF, whole seconds, ms or us, Z or an offset: the instant and the digits are kept."""
+    fraction = ".123456"[: digits + 1] if digits else ""
+    row = f"2025-11-21T22:34:59{fraction}{zone},s,freerun,1e-7,,"
+    read_old(tmp_path, [row], line_end)
+    [reading] = read_session(tmp_path).inwater.readings
+    assert (
+        reading.utc_ns == parse_utc("2025-11-21T22:34:59+00:00") + int("123456"[:digits].ljust(6, "0")) * 1000
+    )
+    assert (reading.value, reading.temp_c, reading.seq) == ("1e-7", None, UNNUMBERED)
+
+
+def test_old_rows_that_are_no_readings_are_named(tmp_path: Path) -> None:
+    """Short, spliced and non-numeric rows are rejected; columns beyond the sixth are ignored."""
+    good = RECORDED[0] + ",later,columns"
+    bad = [
+        "2025-11-03T20:12",
+        "x,s,freerun,1.5,,",
+        RECORDED[1] + RECORDED[2],
+        "2025-11-03T20:12:41Z,s,f,nan,,",
+    ]
+    kept, reasons = read_old(tmp_path, [good, *bad, *RECORDED[3:]])
+    assert kept == values([good, *RECORDED[3:]])
+    assert len(reasons) == len(bad)
+
+
+def test_both_generations_of_old_folders(tmp_path: Path) -> None:
+    """`in-water_<id>` beside `surface_<id>`, and the bare id of the first generation."""
+    for generation, name in (("new", "in-water_5f1d"), ("first", "5f1d")):
+        folder = tmp_path / generation
+        (folder / name).mkdir(parents=True)
+        (folder / "surface_77").mkdir()
+        (folder / name / "session.csv").write_text("\n".join([OLD_HEAD, *RECORDED]))
+        (folder / "surface_77" / "chunk_00000.csv").write_text("\n".join([OLD_HEAD, *RECORDED[:3], ""]))
+        session = read_session(folder)
+        assert (len(session.inwater.readings), len(session.surface.readings)) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [RECORDED, bare(RECORDED), RECORDED[:2], bare(RECORDED)[:2], moved(RECORDED, 0.0005)],
+    ids=["full", "bare", "two", "two bare", "shifted"],
+)
+@pytest.mark.parametrize("boot", [BOOT, BOOT[2:], BOOT[1:]], ids=["menu", "boot", "late menu"])
+def test_boot_numbers_at_the_start_are_no_readings(tmp_path: Path, rows: list[str], boot: list[str]) -> None:
+    """The numbers of a real boot before the first reading are rejected by name, all readings kept."""
+    kept, reasons = read_old(tmp_path, boot + rows)
+    assert kept == values(rows)
+    assert len(reasons) == len(boot)
+
+
+@pytest.mark.parametrize("shape", [list, bare], ids=["full", "bare"])
+@pytest.mark.parametrize("before", [1, 3, 7])
+def test_boot_numbers_of_a_restart_mid_file_are_no_readings(
+    tmp_path: Path, shape: Callable[[list[str]], list[str]], before: int
+) -> None:
+    """Wherever the sensor restarted, and however often, only its numbers go."""
+    first = shape(moved(RECORDED, -12))[-before:]
+    second, third = shape(RECORDED), shape(moved(RECORDED, 20))
+    kept, reasons = read_old(tmp_path, [*first, *BOOT, *second, *moved(BOOT[2:], 20), *third])
+    assert kept == values([*first, *second, *third])
+    assert len(reasons) == 10
+
+
+@pytest.mark.parametrize("shape", [list, bare], ids=["full", "bare"])
+def test_a_polled_boot_has_no_zero(tmp_path: Path, shape: Callable[[list[str]], list[str]]) -> None:
+    """Version, factor and reset number alone are recognised too."""
+    rows = shape(moved(POLLED, 0) + moved(POLLED, 1.5) + moved(POLLED, 3))
+    boot = moved(BOOT[2:5], 3600)
+    kept, _ = read_old(tmp_path, [*boot, *rows])
+    assert kept == values(rows)
+
+
+@pytest.mark.parametrize("rows", [POLLED, bare(POLLED), RECORDED[:1], bare(RECORDED)[:1]])
+def test_a_single_reading_is_kept(tmp_path: Path, rows: list[str]) -> None:
+    """A polled file may hold one row."""
+    assert read_old(tmp_path, rows) == (values(rows), [])
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        ["0.0", "0.000001", "0.0", "0.0", "-1e-06", "0.0", "2e-06"],
+        ["0.0", "0.001", "0.002", "0.003", "1.0", "1.001"],
+        ["1234.0", "0.0", "1250.5", "0.0"],
+        ["4.003", "1.0", "7799.0", "7801.0"],
+        [str(float(k)) for k in range(40)],
+    ],
+    ids=["night", "counting", "flashing", "look-alike", "whole"],
+)
+@pytest.mark.parametrize("temp_c", ["25.19", ""])
+def test_true_readings_that_look_odd_are_kept(tmp_path: Path, numbers: list[str], temp_c: str) -> None:
+    """Zeros at night, whole numbers and jumps are light as long as they come like light."""
+    rows = [old_row(UTC_0 + k * 111 * MS, number, temp_c, "") for k, number in enumerate(numbers)]
+    assert read_old(tmp_path, rows) == (numbers, [])
+
+
+def test_a_restart_in_a_night_of_zeros(tmp_path: Path) -> None:
+    """Even where whole numbers are common the pattern of a boot is found, and no zero of the night goes."""
+    night = [old_row(UTC_0 + k * 1034 * MS, "0.0", "", "") for k in range(60)]
+    boot = moved(BOOT, (UTC_0 - parse_utc(BOOT[0].partition(",")[0])) / S + 62)
+    after = [old_row(UTC_0 + 70 * S + k * 1034 * MS, "0.0", "", "") for k in range(60)]
+    kept, reasons = read_old(tmp_path, [*night, *boot, *after])
+    assert kept == values([*night, *after])
+    assert len(reasons) == len(BOOT)
+
+
+def test_columns_switched_off_for_long_are_readings() -> None:
+    """A sensor set to send the value alone is not taken for boot text, nor is one row without TempC."""
+    on = [Reading(-1, -1, 0, k * S, "s", "freerun", f"0.0101{k:02d}", "25.19", "7.494") for k in range(1, 40)]
+    off = [Reading(-1, -1, 0, (50 + k) * S, "s", "freerun", f"0.0102{k:02d}") for k in range(1, 40)]
+    assert banner_rows([*on, *off]) == set()
+    assert banner_rows([*on, *off[:1], *on]) == set()
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty", "crowded"])
+def test_an_unusable_path_says_why(tmp_path: Path, kind: str) -> None:
+    """No folder, a folder without a recording, one with two of a kind: an error that names the cure."""
+    path = tmp_path / kind
+    if kind != "absent":
+        path.mkdir()
+    if kind == "crowded":
+        write_stream(path / "in-water_1", readings(1))
+        write_stream(path / "in-water_2", readings(1))
+    with pytest.raises(SessionError, match=f"{kind}: .*: (give|fuse) "):
+        read_session(path)

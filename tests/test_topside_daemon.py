@@ -1,0 +1,257 @@
+"""Both daemons as processes through whole sessions, with sensors that say when they speak."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import pytest
+
+from common.files import read_lines
+from common.messages import Exchange, parse_utc
+from tests.sim.rig import ROOT, PiDaemon, TopsideDaemon
+from tests.sim.talker import Talker
+from topside_daemon.truth import recorded
+
+RATE_HZ = 20.0
+
+
+@pytest.fixture
+def inwater(tmp_path: Path) -> Iterator[Talker]:
+    with Talker(tmp_path / "inwater", RATE_HZ) as talker:
+        yield talker
+
+
+@pytest.fixture
+def surface(tmp_path: Path) -> Iterator[Talker]:
+    with Talker(tmp_path / "surface", RATE_HZ) as talker:
+        yield talker
+
+
+@pytest.fixture
+def pi(tmp_path: Path, inwater: Talker) -> Iterator[PiDaemon]:
+    daemon = PiDaemon(tmp_path / "pi", serial=str(inwater.link))
+    with daemon:
+        daemon.wait_streaming()
+        yield daemon
+
+
+@pytest.fixture
+def topside(tmp_path: Path, pi: PiDaemon, surface: Talker) -> Iterator[TopsideDaemon]:
+    daemon = TopsideDaemon(tmp_path / "topside", pi=f"http://127.0.0.1:{pi.http}", serial=str(surface.link))
+    with daemon:
+        daemon.wait_streaming()
+        yield daemon
+
+
+def have(topside: TopsideDaemon, inwater: int = 0, surface: int = 0) -> Callable[[], bool]:
+    """Whether that many readings of each sensor are here."""
+
+    def there() -> bool:
+        session = topside.session()
+        return bool(session["inwater_seq"] >= inwater - 1 and session["surface_seq"] >= surface - 1)
+
+    return there
+
+
+def stop(topside: TopsideDaemon) -> tuple[dict[str, Any], Path]:
+    status, said = topside.post("/session/stop")
+    assert status == 200, said
+    return said, Path(said["folder"])
+
+
+def table(session: Path) -> list[dict[str, str]]:
+    lines = (session / "unified_session.csv").read_text().splitlines()
+    header = lines[0].split(",")
+    return [dict(zip(header, line.split(","), strict=True)) for line in lines[1:]]
+
+
+def check_streams(session: Path) -> tuple[int, int]:
+    """Both records whole, contiguous, each reading in the table once; how many there are."""
+    counts = []
+    for role, column in (("in-water", "inwater_seq"), ("surface", "surface_seq")):
+        seqs = [seq for folder in session.glob(f"{role}_*") for seq, _ in recorded(folder)]
+        assert seqs == list(range(len(seqs)))
+        assert sorted(int(row[column]) for row in table(session) if row[column]) == seqs
+        counts.append(len(seqs))
+    return counts[0], counts[1]
+
+
+def check_mirror(session: Path, pi: PiDaemon) -> None:
+    """The topside copy is the Pi's, byte for byte."""
+    (mirror,) = session.glob("in-water_*")
+    original = pi.data / mirror.name.removeprefix("in-water_")
+    names = [path.name for path in sorted(original.glob("chunk_*"))]
+    assert names == [path.name for path in sorted(mirror.glob("chunk_*"))]
+    for name in names:
+        assert (mirror / name).read_bytes() == (original / name).read_bytes()
+
+
+def check_offline_is_the_same(session: Path, tmp_path: Path) -> None:
+    """Fusion of a copy of the session gives the daemon's bytes; so it does without what is optional."""
+    copy = tmp_path / "copy" / session.name
+    shutil.copytree(session, copy)
+    (copy / "unified_session.csv").unlink()
+    fuse(copy)
+    expected = (session / "unified_session.csv").read_bytes()
+    assert (copy / "unified_session.csv").read_bytes() == expected
+
+
+def fuse(session: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "topside_daemon.fusion", str(session), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=60)
+    assert done.returncode in (0, 3), done.stderr.decode()
+    return dict(json.loads(done.stdout))
+
+
+def errors_ms(session: Path, inwater: Talker) -> list[float]:
+    return [
+        abs(parse_utc(row["timestamp"]) - inwater.said_at_utc_ns(row["inwater_value"])) / 1e6
+        for row in table(session)
+        if row["inwater_value"]
+    ]
+
+
+def test_a_whole_session(pi: PiDaemon, topside: TopsideDaemon, inwater: Talker, tmp_path: Path) -> None:
+    """Start, mark, stop: all recorded, paired, on the right clock, mirrored, and fused again the same."""
+    status, started = topside.post("/session/start", {"mission": "../reef 7"})
+    assert status == 200 and started["state"] == "recording"
+    assert topside.post("/session/start")[0] == 409
+    topside.wait_for(have(topside, 60, 60))
+    assert topside.post("/session/mark", {"label": "transect 2"})[1]["on_pi"] is True
+    topside.wait_for(have(topside, 100, 100))
+    said, session = stop(topside)
+    assert said["state"] == "complete" and said["inwater_missing"] == 0
+    assert session.parent == topside.data / "reef-7"
+    assert check_streams(session) >= (100, 100)
+    check_mirror(session, pi)
+    check_offline_is_the_same(session, tmp_path)
+    assert quantiles(errors_ms(session, inwater), n=20)[-1] < 5
+    paired = [row for row in table(session) if row["pair_dt_ms"]]
+    assert len(paired) > 90
+    kinds = {exchange.kind for exchange in read_lines(session / "exchanges.jsonl", Exchange)}
+    assert kinds == {"START", "PERIODIC", "STOP"}
+    metadata = json.loads((session / "sync_metadata.json").read_text())
+    assert [(m["type"], m["label"]) for m in metadata["markers"]] == [
+        ("START", None),
+        ("PERIODIC", "transect 2"),
+        ("STOP", None),
+    ]
+    assert all(m["inWaterTimestamp"] and m["surfaceTimestamp"] for m in metadata["markers"])
+    for stream in session.glob("*_*/session.csv"):
+        assert stream.read_bytes().startswith(b"timestamp,sensor_id,mode,value,TempC,Vin,")
+    assert topside.post("/session/stop")[0] == 400
+    assert topside.post("/session/mark", {"label": "x"})[0] == 400
+    assert topside.post("/session/start", {"mission": 3})[0] == 422
+    assert topside.post("/session/start")[0] == 200  # another one may begin
+
+
+def test_either_daemon_killed_at_any_moment(
+    pi: PiDaemon, topside: TopsideDaemon, inwater: Talker, tmp_path: Path
+) -> None:
+    """Six kill -9 at random moments: one session, contiguous, nothing durable lost, fused alike offline."""
+    moments = random.Random(7)
+    topside.post("/session/start", {"mission": "kills"})
+    topside.wait_for(have(topside, 20, 20))
+    for victim in (pi, topside, topside, pi, topside, pi):
+        goal = topside.session()["inwater_seq"] + moments.randrange(1, 20)
+        topside.wait_for(have(topside, goal))
+        durable = pi.get("/status")[1]["durable_seq"]
+        victim.kill()
+        victim.start()
+        topside.wait_for(have(topside, durable + 1))
+    topside.wait_for(have(topside, topside.session()["inwater_seq"] + 10))
+    said, session = stop(topside)
+    assert said["state"] == "complete"
+    check_streams(session)
+    check_mirror(session, pi)
+    check_offline_is_the_same(session, tmp_path)
+    assert len(list(topside.data.glob("*/session_*"))) == 1
+    assert quantiles(errors_ms(session, inwater), n=20)[-1] < 5
+
+
+def test_a_pi_that_comes_late_or_goes_stops_nobody(tmp_path: Path, inwater: Talker, surface: Talker) -> None:
+    """The surface record runs from the start; the Pi joins when it is there; a stop without it is
+    incomplete, and completed when it is back."""
+    pi = PiDaemon(tmp_path / "pi", serial=str(inwater.link))
+    url = f"http://127.0.0.1:{pi.http}"
+    with TopsideDaemon(tmp_path / "topside", pi=url, serial=str(surface.link)) as topside, pi:
+        assert isinstance(topside, TopsideDaemon)
+        pi.kill()
+        topside.wait_streaming()
+        topside.post("/session/start", {"mission": "late"})
+        topside.wait_for(have(topside, 0, 20))
+        assert "cannot reach the Pi" in topside.session()["detail"]
+        pi.start()
+        topside.wait_for(have(topside, 40))
+        pi.kill()
+        said, session = stop(topside)
+        assert said["state"] == "incomplete" and "cannot reach" in said["detail"]
+        assert len(table(session)) > 0
+        pi.start()
+        topside.wait_for(lambda: topside.session()["state"] == "complete")
+        check_mirror(session, pi)
+        check_streams(session)
+
+
+def test_no_surface_sensor(tmp_path: Path, pi: PiDaemon) -> None:
+    """An in-water sensor alone makes a session."""
+    with TopsideDaemon(tmp_path / "topside", pi=f"http://127.0.0.1:{pi.http}") as topside:
+        topside.post("/session/start")
+        topside.wait_for(have(topside, 20))
+        said, session = stop(topside)
+        assert said["state"] == "complete"
+        check_mirror(session, pi)
+        assert all(row["inwater_seq"] and not row["surface_seq"] for row in table(session))
+
+
+def test_no_pi(tmp_path: Path, surface: Talker) -> None:
+    """A surface sensor alone makes a session, killed daemon and all."""
+    with TopsideDaemon(tmp_path / "topside", serial=str(surface.link)) as topside:
+        assert isinstance(topside, TopsideDaemon)
+        topside.wait_streaming()
+        topside.post("/session/start")
+        topside.wait_for(have(topside, 0, 20))
+        topside.kill()
+        topside.start()
+        topside.wait_for(have(topside, 0, 40))
+        said, session = stop(topside)
+        assert said["state"] == "complete"
+        assert check_streams(session) >= (0, 40)
+
+
+def test_neither(tmp_path: Path) -> None:
+    """Without any sensor a session is refused with the cure."""
+    with TopsideDaemon(tmp_path / "topside") as topside:
+        status, said = topside.post("/session/start")
+        assert status == 424 and "--pi" in said["detail"]
+
+
+def test_the_command_line(tmp_path: Path, topside: TopsideDaemon) -> None:
+    """start, mark, status and stop talk to the daemon; refusals are one line and a code."""
+
+    def say(*words: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "topside_daemon", *words, "--http", f"127.0.0.1:{topside.http}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    refused = say("stop")
+    assert refused.returncode == 1 and "not recording" in refused.stderr
+    assert json.loads(say("start", "--mission", "m", "--json").stdout)["mission"] == "m"
+    topside.wait_for(have(topside, 10, 10))
+    assert "PERIODIC" in say("mark", "here").stdout
+    assert "recording" in say("status").stdout
+    assert "complete" in say("stop").stdout
+    gone = subprocess.run(
+        [sys.executable, "-m", "topside_daemon", "status", "--http", "127.0.0.1:1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert gone.returncode == 1 and len(gone.stderr.splitlines()) == 1

@@ -1,0 +1,1 @@
+"""The numeric heart: exchanges become a clock, two streams become one table."""
