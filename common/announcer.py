@@ -4,7 +4,7 @@ from collections import Counter
 
 from common.bus import Publisher
 from common.clock import Clock
-from common.instrument import Arrival
+from common.instrument import Arrival, Instrument
 from common.messages import (
     PROTOCOL,
     Chunk,
@@ -94,6 +94,15 @@ class Announcer:
             durable_seq=self._durable_seq,
         )
         self._publisher.send(f"{self._prefix}chunk", frame, utc_ns)
+
+    def note(self, kind: str, detail: str, count: int, instrument: Instrument) -> None:
+        """Something happened to the sensor: keep it with the recording, if there is one."""
+        if self.recorder is None:
+            self.events[kind] += count
+            return
+        self.recorder.note(kind, detail, count)
+        if self.recorder.record.sensor != instrument.describe():
+            self.recorder.describe_sensor(instrument)
 
     def event(self, event: Event) -> None:
         self.events[event.kind] += event.count

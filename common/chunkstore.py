@@ -14,8 +14,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from common.files import fsync_folder, read_json, replace
-from common.messages import HEADER, Chunk, RowError, check_row, to_json
+from common.files import append_whole, fsync_folder, read_json, replace
+from common.messages import HEADER, Chunk, check_row, to_json
 
 ROLL_BYTES = 2 * 1024 * 1024  # as the replaced recorder rolled
 CHUNK_NAME = re.compile(r"chunk_(\d{5,})\.(csv|tmp)")
@@ -78,11 +78,10 @@ def scan(content: bytes) -> Scan:
                 break
             try:
                 seq_text = check_row(line)[6]
-            except (RowError, UnicodeDecodeError):
+                seq = int(seq_text) if seq_text else last_seq  # a marker has none
+            except ValueError:
                 break
-            if seq_text:
-                last_seq = int(seq_text)
-                first_seq = last_seq if first_seq is None else first_seq
+            first_seq, last_seq = seq if first_seq is None else first_seq, seq
             rows += 1
             good += len(line)
     digest = hashlib.sha256(content[:good]).hexdigest()
@@ -100,7 +99,7 @@ def recover(folder: Path) -> Verdict:
     verdict = Verdict(chunks=[])
     for index, path in _chunk_files(folder):
         if path.suffix == ".csv":
-            chunk = known.get(path.name)
+            chunk = known.pop(path.name, None)
             if chunk is None or chunk.size_bytes != path.stat().st_size:
                 chunk = _examine(path, index, verdict)
             verdict.chunks.append(chunk)
@@ -109,6 +108,7 @@ def recover(folder: Path) -> Verdict:
             sealed = _finish(path, index, verdict)
             if sealed is not None:
                 verdict.chunks.append(sealed)
+    verdict.damage.extend(_vanished(known))
     return verdict
 
 
@@ -123,8 +123,12 @@ def verify(folder: Path) -> Verdict:
         if expected is not None and expected.sha256 != found.sha256:
             verdict.damage.append(f"{path.name}: changed since it was sealed")
         verdict.unclean |= path.suffix == ".tmp"
-    verdict.damage.extend(f"{name}: in the manifest, not in the folder" for name in known)
+    verdict.damage.extend(_vanished(known))
     return verdict
+
+
+def _vanished(known: dict[str, Chunk]) -> list[str]:
+    return [f"{name}: in the manifest, not in the folder" for name in known]
 
 
 def _manifest_chunks(folder: Path) -> list[Chunk]:
@@ -194,14 +198,13 @@ class ChunkStore:
         self._roll_ns = round(roll_interval_s * 1e9)
         self.chunks = self.verdict.chunks
         self.rows = sum(chunk.rows for chunk in self.chunks)
-        self.sealed_bytes = sum(chunk.size_bytes for chunk in self.chunks)
         seqs = [chunk.last_seq for chunk in self.chunks if chunk.last_seq is not None]
         self.last_seq = max(seqs, default=-1)
         self.durable_seq = self.last_seq
         self._next_index = max((chunk.index for chunk in self.chunks), default=-1) + 1
         self._fd: int | None = None
         self._clear_open_chunk()
-        self._write_manifest()
+        self._write_manifest(self.chunks)
 
     def _clear_open_chunk(self) -> None:
         self._size = self.durable_bytes = self._open_rows = 0
@@ -254,7 +257,8 @@ class ChunkStore:
         self.sync()
         index, digest = self._next_index, self._hash.hexdigest()
         path = self._folder / open_name(index)
-        path.rename(self._folder / sealed_name(index))
+        if path.exists():  # else a try that the disk cut short has come further
+            path.rename(self._folder / sealed_name(index))
         fsync_folder(self._folder)
         chunk = Chunk(
             index,
@@ -265,13 +269,12 @@ class ChunkStore:
             self._first_seq,
             self._open_last_seq,
         )
+        self._write_manifest([*self.chunks, chunk])
         os.close(self._fd)
         self._fd = None
         self._next_index += 1
         self.chunks.append(chunk)
-        self.sealed_bytes += chunk.size_bytes
         self._clear_open_chunk()
-        self._write_manifest()
         return chunk
 
     def _create(self, mono_ns: int) -> None:
@@ -291,23 +294,17 @@ class ChunkStore:
 
     def _write(self, data: bytes) -> None:
         assert self._fd is not None
-        try:
-            done = 0
-            while done < len(data):
-                done += os.write(self._fd, data[done:])
-        except OSError:
-            os.ftruncate(self._fd, self._size)  # a half row must never be met by the next one
-            raise
+        append_whole(self._fd, data)
         self._size += len(data)
 
-    def _write_manifest(self) -> None:
+    def _write_manifest(self, chunks: list[Chunk]) -> None:
         manifest = Manifest(
             session_id=self._session_id,
             started_at=self._started_at,
-            next_chunk_index=self._next_index,
-            total_rows=sum(chunk.rows for chunk in self.chunks),
-            total_bytes=self.sealed_bytes,
-            chunks=self.chunks,
+            next_chunk_index=max((chunk.index for chunk in chunks), default=-1) + 1,
+            total_rows=sum(chunk.rows for chunk in chunks),
+            total_bytes=sum(chunk.size_bytes for chunk in chunks),
+            chunks=chunks,
         )
         replace(self._folder / "manifest.json", to_json(manifest))
 

@@ -62,6 +62,21 @@ def read_json(path: Path, kind: type[T]) -> T | None:
         raise ValueError(f"{path}: {error}") from None
 
 
+def append_whole(fd: int, data: bytes) -> None:
+    """Append *data*, all of it or nothing: a half line must never be met by the next one.
+
+    Raises:
+        OSError: the disk refuses; the file is as it was.
+    """
+    size, done = os.fstat(fd).st_size, 0
+    try:
+        while done < len(data):
+            done += os.write(fd, data[done:])
+    except OSError:
+        os.ftruncate(fd, size)
+        raise
+
+
 class Lines:
     """An append-only file of JSON objects, one a line.
 
@@ -78,7 +93,7 @@ class Lines:
 
     def append(self, *records: Any, sync: bool = False) -> None:
         if records:
-            os.write(self._fd, b"".join(to_json(record) + b"\n" for record in records))
+            append_whole(self._fd, b"".join(to_json(record) + b"\n" for record in records))
         if sync:
             os.fsync(self._fd)
 

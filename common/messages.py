@@ -364,6 +364,8 @@ def check_row(line: bytes) -> list[str]:
     body, comma, crc = line.rstrip(b"\r\n").rpartition(b",")
     if not comma or crc != b"%08x" % crc32(body):
         raise RowError(f"checksum does not match: {line[:80]!r}")
+    if not body.isascii():
+        raise RowError(f"not ASCII: {line[:80]!r}")
     fields = body.decode("ascii").split(",")
     if len(fields) != 9:
         raise RowError(f"{len(fields) + 1} fields, expected 10: {line[:80]!r}")

@@ -43,8 +43,15 @@ CLOSE_S = 1.5  # how long a closing recorder waits for a disk that refuses
 STAMP_MEANING = "arrival of the line's first byte at the host; mono_ns: CLOCK_MONOTONIC_RAW or perf_counter"
 
 
+class RecordingEnded(Exception):
+    """The recorder has been stopped or closed: nothing can be written any more."""
+
+
 class StreamRecord(Struct):
-    """`session.json` beside the chunks: what this stream is and which clocks stamped it."""
+    """`session.json` beside the chunks: what this stream is and which clocks stamped it.
+
+    Numbers below next_seq have been given out. closed: it ended in order, so all that were are in the chunks.
+    """
 
     session_id: str
     mission: str
@@ -60,11 +67,8 @@ class StreamRecord(Struct):
     stamp: str = STAMP_MEANING
     simulated_clock: bool = False
     epochs: list[Epoch] = []
-
-
-def describe(instrument: Instrument) -> dict[str, Any] | None:
-    """What the sensor said of itself, as it is kept in `session.json`; None before it has been asked."""
-    return None if instrument.config is None else dict(msgspec.to_builtins(instrument.config))
+    next_seq: int = 0
+    closed: bool = False
 
 
 class OpenChunk(Struct, frozen=True):
@@ -114,6 +118,7 @@ class Recorder:
         self._ended = asyncio.Event()
         self._markers: dict[tuple[str, str, int], Marker] = {}
         self._marking: dict[tuple[str, str, int], asyncio.Future[Marker]] = {}
+        self._record_changed = False
         self._epoch = 0
         self._next_seq = 0
 
@@ -127,7 +132,7 @@ class Recorder:
         record.epochs = [begin_epoch(0, clock)]
         recorder = cls(folder, record, clock, listener)
         await recorder._on_disk(make_folder, folder)
-        await recorder._on_disk(recorder._open)
+        await recorder._begin()
         return recorder
 
     @classmethod
@@ -141,9 +146,15 @@ class Recorder:
         if record is None:
             raise ValueError(f"{folder}: no session.json")
         recorder = cls(folder, record, clock, listener)
-        await recorder._on_disk(recorder._open)
+        await recorder._begin()
         recorder.note("resumed", f"after seq {recorder._next_seq - 1}")
         return recorder
+
+    async def _begin(self) -> None:
+        await self._on_disk(self._open)
+        events, self._events = self._events, []
+        for event in events:
+            self._listener.event(event)
 
     def _open(self) -> None:
         record = self.record
@@ -152,10 +163,12 @@ class Recorder:
         self._markers = {marker.key: marker for marker in read_lines(markers, Marker)}
         self._marker_file = Lines(markers)
         self._event_file = Lines(self.folder / "events.jsonl")
-        self._next_seq = self._store.last_seq + 1
+        self._next_seq = max(self._store.last_seq + 1, record.next_seq)
         self._enter_epoch()
         for damage in self._store.verdict.damage:
             self._events.append(self._event("damage", damage))
+        self._event_file.append(*self._events, sync=True)
+        record.next_seq, record.closed = self._next_seq, False
         self._save_record()
 
     def _enter_epoch(self) -> None:
@@ -167,7 +180,7 @@ class Recorder:
         self.record.epochs.append(now)
         self._epoch = now.epoch
         self._events.append(self._event("reboot", f"the clock of epoch {last.epoch} has ended"))
-        if self._store.verdict.unclean:  # what was published after the last fsync is unknown
+        if not self.record.closed:  # what was published after the last fsync is unknown
             first, self._next_seq = self._next_seq, self._next_seq + PUBLISHED_MAX
             skipped = f"power failed: numbers {first} to {self._next_seq - 1} are left out"
             self._events.append(self._event("numbers_skipped", skipped, PUBLISHED_MAX))
@@ -177,16 +190,9 @@ class Recorder:
 
     def take(self, arrival: Arrival) -> None:
         """Number an arrival and queue it for the disk; never waits."""
+        a, at = arrival, arrival.stamp
         reading = Reading(
-            seq=self._next_seq,
-            epoch=self._epoch,
-            mono_ns=arrival.stamp.mono_ns,
-            utc_ns=arrival.stamp.utc_ns,
-            sensor_id=arrival.sensor_id,
-            mode=arrival.mode,
-            value=arrival.value,
-            temp_c=arrival.temp_c,
-            vin=arrival.vin,
+            self._next_seq, self._epoch, at.mono_ns, at.utc_ns, a.sensor_id, a.mode, a.value, a.temp_c, a.vin
         )
         self._next_seq += 1
         if len(self._waiting) >= WAITING_ROWS:
@@ -200,6 +206,9 @@ class Recorder:
 
         Returns:
             The marker as recorded, and whether it was new: a repeated key gives the first one.
+
+        Raises:
+            RecordingEnded: it came too late.
         """
         first = self._markers.get(marker.key)
         if first is not None:
@@ -207,23 +216,13 @@ class Recorder:
         pending = self._marking.get(marker.key)
         if pending is not None:
             return await asyncio.shield(pending), False
+        if self._closing:
+            raise RecordingEnded(f"session {self.record.session_id} has ended")
         written = self._marking[marker.key] = asyncio.get_running_loop().create_future()
-        self._waiting.append(self._placed(marker))
+        placed = msgspec.structs.replace(marker, epoch=self._epoch, after_seq=self._next_seq - 1)
+        self._waiting.append(placed)
         self._wake.set()
         return await asyncio.shield(written), True
-
-    def _placed(self, marker: Marker) -> Marker:
-        return Marker(
-            sync_id=marker.sync_id,
-            kind=marker.kind,
-            sequence=marker.sequence,
-            epoch=self._epoch,
-            mono_ns=marker.mono_ns,
-            utc_ns=marker.utc_ns,
-            after_seq=self._next_seq - 1,
-            t1_ns=marker.t1_ns,
-            label=marker.label,
-        )
 
     def note(self, kind: str, detail: str, count: int = 1) -> None:
         """Write a line into events.jsonl and tell the listener."""
@@ -236,15 +235,13 @@ class Recorder:
         now = self._clock.stamp()
         return Event(kind, now.mono_ns, now.utc_ns, detail, count)
 
-    def describe_sensor(self, sensor_id: str, sensor: dict[str, Any] | None) -> None:
-        """Keep what the sensor said of itself with the recording."""
-        self.record.sensor_id, self.record.sensor = sensor_id, sensor
-        self._disk.submit(self._save_record)
+    def describe_sensor(self, instrument: Instrument) -> None:
+        """Keep what the sensor says of itself with the recording."""
+        self.record.sensor_id, self.record.sensor = instrument.sensor_id, instrument.describe()
+        self._record_changed = True
 
     async def run(self) -> None:
         """Write what comes in until `stop`; cancelled, seal what is open and leave the rest to `resume`."""
-        for event in self._events:
-            self._listener.event(event)
         writing = asyncio.create_task(self._write())
         try:
             await asyncio.shield(writing)
@@ -272,6 +269,7 @@ class Recorder:
             await self._rest()
             batch, self._waiting = self._waiting, []
             if batch and not await self._insist(self._append, batch):
+                self._waiting[:0] = batch
                 break
             self._listener.rows([row for row in batch if isinstance(row, Reading)])
             markers = [row for row in batch if isinstance(row, Marker)]
@@ -305,6 +303,9 @@ class Recorder:
         self._store.sync()
         if markers:
             self._marker_file.append(*markers, sync=True)
+        if self._record_changed:
+            self._record_changed = False
+            self._save_record()
         self._write_events()
 
     def _write_events(self) -> None:
@@ -348,14 +349,24 @@ class Recorder:
         return await loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
 
     async def _finish(self) -> None:
+        self._give_up_waiting()
+        self.record.closed = await self._insist(self._seal)
         if self._stopping:
             self.record.state = "stopped"
             self.record.stopped_at = format_utc(self._clock.utc_ns())
-        for work in (self._seal, self._save_record, self._write_events):
+        for work in (self._save_record, self._write_events):
             await self._insist(work)
         self._marker_file.close()
         self._event_file.close()
         self._disk.shutdown()
+
+    def _give_up_waiting(self) -> None:
+        """What the disk would not take in time was never published: its numbers will be given out again."""
+        if self._waiting:
+            log.error("%d rows could not be written: %s", len(self._waiting), self.trouble)
+            self.dropped += len(self._waiting)
+        for written in self._marking.values():
+            written.set_exception(RecordingEnded(f"the disk did not take it in time: {self.trouble}"))
 
     @property
     def open_chunk(self) -> OpenChunk | None:

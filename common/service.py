@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from common.files import FolderInUse
 
 log = logging.getLogger(__name__)
 
+NICE = -10
 EXIT_USAGE = 2
 EXIT_LOSS = 3
 EXIT_SOFTWARE = 70
@@ -95,6 +97,8 @@ def run_daemon(main: Callable[[Supervisor], Awaitable[None]]) -> int:
             code = EXIT_SOFTWARE
         return code
 
+    with suppress(OSError):  # a stamp is only as good as the wake-up; where that is allowed, be woken first
+        os.nice(NICE)
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         return runner.run(guarded())
 

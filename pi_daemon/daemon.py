@@ -51,10 +51,7 @@ class Daemon:
 
     def _note(self, kind: str, detail: str, count: int) -> None:
         log.info("%s: %s", kind, detail)
-        if self._sessions.recorder is None:
-            self._announcer.events[kind] += count
-        else:
-            self._sessions.recorder.note(kind, detail, count)
+        self._announcer.note(kind, detail, count, self._instrument)
 
     async def run(self) -> None:
         """Serve until told to stop."""

@@ -15,7 +15,7 @@ from common.clock import Clock
 from common.files import read_json
 from common.instrument import Arrival, Instrument
 from common.messages import Chunk, Marker, format_utc
-from common.recorder import OpenChunk, Recorder, StreamRecord, describe
+from common.recorder import OpenChunk, Recorder, RecordingEnded, StreamRecord
 from common.service import Supervisor
 from common.web import Refused
 from pi_daemon.config import Config
@@ -113,7 +113,7 @@ class Sessions:
                 rate_hz=rate_hz,
                 schema_version=schema_version,
                 sensor_id=self._instrument.sensor_id,
-                sensor=describe(self._instrument),
+                sensor=self._instrument.describe(),
                 simulated_clock=self._config.simulation.active,
             )
             folder = self.folder / record.session_id
@@ -151,7 +151,11 @@ class Sessions:
         Raises:
             Refused: 404 unknown, 400 not recording.
         """
-        return await (await self._recording(session_id)).mark(marker)
+        recorder = await self._recording(session_id)
+        try:
+            return await recorder.mark(marker)
+        except RecordingEnded as error:
+            raise Refused(400, str(error)) from None
 
     async def _recording(self, session_id: str) -> Recorder:
         if self._recorder is not None and self._recorder.record.session_id == session_id:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import cast
 
 from common.clock import Clock
 from common.messages import TimeReply, pack_time_reply, unpack_time_request
@@ -39,8 +40,7 @@ class TimeServer(asyncio.DatagramProtocol):
         return int(self._transport.get_extra_info("sockname")[1])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         received = self._clock.stamp()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.firmware import overhear, period_s
-from common.firmware_text import Eeprom, print_temp, print_vin
+from common.simulator.firmware import overhear, period_s
+from common.simulator.texts import Eeprom, print_temp, print_vin
 from tests.sim.bench import Bench, data
 
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from common.firmware import period_s
-from common.firmware_text import Eeprom
+from common.simulator.firmware import period_s
+from common.simulator.texts import Eeprom
 from tests.sim.bench import (
     AVERAGING_PROMPT,
     MODE_PROMPT,

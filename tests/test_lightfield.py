@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from common.lightfield import DEEP_M, LightField, LightSensor
+from common.simulator.lightfield import DEEP_M, LightField, LightSensor
 
 SCRIPT = """
 import json
-from common.lightfield import LightField
+from common.simulator.lightfield import LightField
 field = LightField(7)
 seen = [field.mean(role, t, t + 1) for role in ("surface", "inwater") for t in range(50)]
 print(json.dumps(seen))

@@ -31,7 +31,6 @@ def talker(tmp_path: Path) -> Iterator[Talker]:
 @pytest.fixture
 def pi(tmp_path: Path, talker: Talker) -> Iterator[PiDaemon]:
     with PiDaemon(tmp_path / "pi", serial=str(talker.link)) as daemon:
-        assert isinstance(daemon, PiDaemon)
         daemon.wait_streaming()
         yield daemon
 
@@ -40,7 +39,6 @@ def pi(tmp_path: Path, talker: Talker) -> Iterator[PiDaemon]:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PiDaemon]:
     """A daemon that no call here changes."""
     with PiDaemon(tmp_path_factory.mktemp("served") / "pi") as daemon:
-        assert isinstance(daemon, PiDaemon)
         yield daemon
 
 

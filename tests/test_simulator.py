@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import common.firmware
+import common.simulator.firmware
 from common.clock import SystemClock
-from common.faults import parse_faults
-from common.firmware_text import Eeprom
 from common.simulator import Simulator
-from common.terminal import Terminal
+from common.simulator.faults import parse_faults
+from common.simulator.terminal import Terminal
+from common.simulator.texts import Eeprom
 from tests.sim.host import BANNER, LINE, Host, Light, eventually, more_lines, streaming, value
 
 TIOCGEXCL = 0x80045440
@@ -24,9 +24,9 @@ TIOCGEXCL = 0x80045440
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """The delays of the firmware have their own tests."""
-    monkeypatch.setattr(common.firmware, "POWER_UP_S", 0.03)
-    monkeypatch.setattr(common.firmware, "ADC_START_S", 0.03)
-    monkeypatch.setattr(common.firmware, "MENU_DELAY_S", 0.03)
+    monkeypatch.setattr(common.simulator.firmware, "POWER_UP_S", 0.03)
+    monkeypatch.setattr(common.simulator.firmware, "ADC_START_S", 0.03)
+    monkeypatch.setattr(common.simulator.firmware, "MENU_DELAY_S", 0.03)
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from common.clock import SystemClock
-from common.faults import FAULTS, Fault, FaultError, parse_fault, parse_faults
-from common.simulator import Simulator, main
+from common.simulator import Simulator
+from common.simulator.__main__ import main
+from common.simulator.faults import FAULTS, Fault, FaultError, parse_fault, parse_faults
 from tests.sim.host import Host, eventually
 
 

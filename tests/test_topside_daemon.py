@@ -11,9 +11,12 @@ from statistics import quantiles
 from typing import Any
 
 import pytest
+import zmq
 
+from common.bus import connect
 from common.files import read_lines
 from common.messages import Exchange, parse_utc
+from tests.sim.proxy import Proxy
 from tests.sim.rig import ROOT, PiDaemon, TopsideDaemon
 from tests.sim.talker import Talker
 from topside_daemon.truth import recorded
@@ -181,7 +184,6 @@ def test_a_pi_that_comes_late_or_goes_stops_nobody(tmp_path: Path, inwater: Talk
     pi = PiDaemon(tmp_path / "pi", serial=str(inwater.link))
     url = f"http://127.0.0.1:{pi.http}"
     with TopsideDaemon(tmp_path / "topside", pi=url, serial=str(surface.link)) as topside, pi:
-        assert isinstance(topside, TopsideDaemon)
         pi.kill()
         topside.wait_streaming()
         topside.post("/session/start", {"mission": "late"})
@@ -213,7 +215,6 @@ def test_no_surface_sensor(tmp_path: Path, pi: PiDaemon) -> None:
 def test_no_pi(tmp_path: Path, surface: Talker) -> None:
     """A surface sensor alone makes a session, killed daemon and all."""
     with TopsideDaemon(tmp_path / "topside", serial=str(surface.link)) as topside:
-        assert isinstance(topside, TopsideDaemon)
         topside.wait_streaming()
         topside.post("/session/start")
         topside.wait_for(have(topside, 0, 20))
@@ -255,3 +256,71 @@ def test_the_command_line(tmp_path: Path, topside: TopsideDaemon) -> None:
         check=False,
     )
     assert gone.returncode == 1 and len(gone.stderr.splitlines()) == 1
+
+
+def test_what_the_bus_loses_the_files_give_back(tmp_path: Path, inwater: Talker) -> None:
+    """With the bus cut for seconds, subscribers topside still get every reading, once and in order."""
+    pi = PiDaemon(tmp_path / "pi", serial=str(inwater.link), bus="tcp://127.0.0.2:0")
+    pi.flags["bus"] = f"tcp://127.0.0.2:{pi.bus}"
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with (
+        Proxy(("127.0.0.1", pi.bus), ("127.0.0.2", pi.bus)) as proxy,
+        pi,
+        TopsideDaemon(tmp_path / "topside", pi=f"http://127.0.0.1:{pi.http}") as topside,
+        connect(context, f"tcp://127.0.0.1:{topside.bus}", ["qsensor/inwater/reading"]) as heard,
+    ):
+        topside.wait_for(lambda: topside.get("/status")[1]["pi"]["bus"] == "connected")
+        topside.post("/session/start")
+        topside.wait_for(have(topside, 20))
+        for _ in range(2):
+            proxy.cut()
+            goal = topside.session()["inwater_seq"] + 60
+            topside.wait_for(have(topside, goal))
+            proxy.mend()
+            topside.wait_for(have(topside, goal + 40))
+        repaired = topside.session()["inwater_repaired"]
+        session_id = topside.session()["session_id"]
+        seqs: list[int] = []
+        while heard.poll(500) and len(seqs) < 200:
+            frame = json.loads(heard.recv_multipart()[1])
+            if frame["session_id"] == session_id:
+                seqs.append(frame["seq"])
+        assert repaired > 0
+        assert seqs == list(range(len(seqs))) and len(seqs) > 100
+        assert stop(topside)[0]["inwater_missing"] == 0
+    context.destroy(linger=0)
+
+
+FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+
+
+@pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed (apt install faketime)")
+@pytest.mark.parametrize("fake", ["rate", "steps"])
+def test_a_pi_whose_clock_is_wrong(tmp_path: Path, inwater: Talker, surface: Talker, fake: str) -> None:
+    """A Pi clock that gains 100 ppm, or is set by an hour and back, is seen and changes no fused time."""
+    pi = PiDaemon(tmp_path / "pi", serial=str(inwater.link))
+    wrong = tmp_path / "wrong"
+    wrong.write_text("+0\n")
+    pi.environment["LD_PRELOAD"] = str(FAKETIME)
+    if fake == "rate":
+        pi.environment["FAKETIME"] = "+0 x1.0001"
+    else:
+        pi.environment |= {"FAKETIME_TIMESTAMP_FILE": str(wrong), "FAKETIME_NO_CACHE": "1"}
+        pi.environment["FAKETIME_DONT_FAKE_MONOTONIC"] = "1"
+    url = f"http://127.0.0.1:{pi.http}"
+    with pi, TopsideDaemon(tmp_path / "topside", pi=url, serial=str(surface.link)) as topside:
+        topside.wait_streaming()
+        topside.post("/session/start")
+        for rows, error in ((40, "-3600"), (80, "+3600"), (120, "+0"), (300, "+0")):
+            topside.wait_for(have(topside, rows, rows))
+            wrong.write_text(error + "\n")
+        said, session = stop(topside)
+    assert said["state"] == "complete"
+    check_streams(session)
+    errors = sorted(errors_ms(session, inwater))
+    assert errors[len(errors) // 2] < 5 and errors[-1] < 1000
+    (segment,) = said["report"]["clock"]
+    assert abs(segment["drift_ppm"] - (100 if fake == "rate" else 0)) < 15
+    if fake == "steps":
+        (stream,) = session.glob("in-water_*")
+        assert (stream / "events.jsonl").read_text().count('"clock_step"') >= 2

@@ -13,6 +13,7 @@ from common.clock import StepWatch, SystemClock
 from common.files import FolderLock, make_folder, read_json
 from common.instrument import Arrival, Instrument
 from common.messages import ChunkFrame, Epoch, Exchange, Reading, ReadingFrame
+from common.recorder import RecordingEnded
 from common.service import ConfigError, Supervisor, notify, watchdog
 from common.web import Refused
 from topside_daemon.api import Api
@@ -124,7 +125,10 @@ class Daemon:
 
     async def mark(self, label: str) -> dict[str, Any]:
         """Write a labelled marker into both records."""
-        marked = await require(self._session).mark(label)
+        try:
+            marked = await require(self._session).mark(label)
+        except RecordingEnded as error:
+            raise Refused(400, str(error)) from None
         return dict(msgspec.to_builtins(marked))
 
     def status(self) -> dict[str, Any]:

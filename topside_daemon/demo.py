@@ -315,6 +315,8 @@ pi = "http://127.0.0.1:{pi_http}"
 [serial]
 port = {port}
 baud = {baud}
+[markers]
+interval_s = 10
 """
 
 

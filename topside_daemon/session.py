@@ -19,7 +19,7 @@ from common.clock import Clock, begin_epoch
 from common.files import Lines, make_folder, read_json, replace
 from common.instrument import Instrument
 from common.messages import Epoch, Event, Exchange, Kind, Reading, format_utc, to_json
-from common.recorder import Recorder, StreamRecord, describe
+from common.recorder import Recorder, StreamRecord
 from common.web import Refused
 from topside_daemon.config import Config
 from topside_daemon.markers import Marked, MarkerWriter
@@ -149,7 +149,7 @@ class Session:
                 started_at=format_utc(deck.clock.utc_ns()),
                 roll_interval_s=deck.config.recording.roll_interval_s,
                 sensor_id=deck.instrument.sensor_id,
-                sensor=describe(deck.instrument),
+                sensor=deck.instrument.describe(),
             )
             self.recorder = await Recorder.create(folder, stream, deck.clock, deck.announcer)
         if self.recorder is not None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from common.firmware import Emission, Firmware
-from common.firmware_text import Eeprom, Sample
+from common.simulator.firmware import Emission, Firmware
+from common.simulator.texts import Eeprom, Sample
 
 PROMPT = "Select the letter of the menu entry:\r\n"
 AVERAGING_PROMPT = "Enter # readings to average before update (1-65535): "

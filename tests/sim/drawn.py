@@ -1,4 +1,4 @@
-"""Records as hypothesis draws them: whatever a sensor may send, on any clock, in either order of magnitude."""
+"""Records as hypothesis draws them: whatever a sensor may send, on any clock."""
 
 from hypothesis import strategies as st
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from common.firmware_text import Sample
 from common.simulator import Simulator
+from common.simulator.texts import Sample
 
 LINE = re.compile(rb"1[0-9]{6}\.000000, 27\.68, 7\.494\r\n")
 BANNER = b"Starting Sampling; quiet mode =0\r\n"

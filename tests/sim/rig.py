@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 30.0
@@ -113,7 +113,7 @@ class Daemon:
         except urllib.error.HTTPError as error:
             return error.code, error.read()
 
-    def __enter__(self) -> "Daemon":
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TextIO
 
 from common.clock import Clock
-from common.firmware import Emission, overhear
-from common.firmware_text import Eeprom
-from common.terminal import Terminal, point, unpoint
+from common.simulator.firmware import Emission, overhear
+from common.simulator.terminal import Terminal, point, unpoint
+from common.simulator.texts import Eeprom
 
 TRUTH_HEADER = "line,mono_ns,utc_ns,value,temp_c,vin,depth_m"
 WATCH_NS = 20_000_000  # how often an unused port is looked at for somebody opening it

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import NamedTuple
 
-from common.firmware_text import (
+from common.simulator.texts import (
     Eeprom,
     Printed,
     Sample,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Literal, NamedTuple
 
-from common.firmware_text import Sample
+from common.simulator.texts import Sample
 
 Role = Literal["inwater", "surface"]
 

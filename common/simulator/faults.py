@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from common.terminal import BAUDS
+from common.simulator.terminal import BAUDS
 
 
 class FaultError(ValueError):
