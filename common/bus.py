@@ -13,6 +13,7 @@ from typing import Any
 import zmq
 
 from common.messages import to_json
+from common.service import ConfigError
 
 QUEUE_MESSAGES = 10_000  # a subscriber this far behind loses messages; files fill the gap
 MESSAGE_BYTES = 65_536  # the largest we send is a few hundred; a hostile frame may be gigabytes
@@ -20,6 +21,7 @@ HEARTBEAT_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 10_000  # longer than the cuts TCP repairs by itself: shorter ones lose more
 CONNECT_TIMEOUT_MS = 1_500  # or a cut leaves SYN retries that back off to half a minute
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 1_000
+SILENT_S = 15.0  # our publishers speak every second; ZeroMQ leaves a peer for ever after one huge frame
 DRAIN_MESSAGES = 1_000  # handled in one go before the loop gets its turn
 
 INWATER = "qsensor/inwater/"
@@ -36,7 +38,7 @@ class Publisher:
         """Bind *address* (`tcp://HOST:PORT`, port 0 for any free one).
 
         Raises:
-            OSError: it cannot be bound; the message names it.
+            ConfigError: it cannot be bound.
         """
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
@@ -48,7 +50,8 @@ class Publisher:
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise OSError(error.errno, f"cannot publish on {address}: {error.strerror}") from None
+            reason = f"cannot publish on {address}: {error.strerror}: choose another --bus"
+            raise ConfigError(reason) from None
         self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
 
     @property
@@ -71,16 +74,40 @@ class Subscriber:
     Malformed messages are counted, never raised.
     """
 
-    def __init__(self, address: str, topics: list[str], receive: Callable[[str, bytes], None]) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = connect(self._context, address, topics)
+    def __init__(
+        self,
+        address: str,
+        topics: list[str],
+        receive: Callable[[str, bytes], None],
+        silent_s: float = SILENT_S,
+    ) -> None:
+        """Connect; and connect anew whenever nothing at all was heard for *silent_s*."""
+        self.malformed = 0
+        self._address = address
+        self._topics = topics
         self._receive = receive
+        self._silent_s = silent_s
         self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._closed = False
+        self._connect()
+
+    def _connect(self) -> None:
+        self._socket = connect(self._context, self._address, self._topics)
         self._fd = int(self._socket.get(zmq.FD))
+        self._heard = False
         self._loop.add_reader(self._fd, self._drain)
         self._loop.call_soon(self._drain)  # the descriptor only tells of edges
-        self._closed = False
-        self.malformed = 0
+        self._timer = self._loop.call_later(self._silent_s, self._look)
+
+    def _look(self) -> None:
+        if self._heard:
+            self._heard = False
+            self._timer = self._loop.call_later(self._silent_s, self._look)
+        else:
+            self._loop.remove_reader(self._fd)
+            self._socket.close(linger=0)
+            self._connect()
 
     def _drain(self) -> None:
         if self._closed:
@@ -90,6 +117,7 @@ class Subscriber:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
+            self._heard = True
             if len(frames) == 3 and frames[0].isascii():
                 self._receive(frames[0].decode("ascii"), frames[1])
             else:
@@ -98,6 +126,7 @@ class Subscriber:
 
     def close(self) -> None:
         self._closed = True
+        self._timer.cancel()
         self._loop.remove_reader(self._fd)
         self._context.destroy(linger=0)
 
@@ -116,7 +145,11 @@ def connect(
     _set_heartbeat(socket)
     for topic in topics or [""]:
         socket.subscribe(topic.encode("utf-8"))
-    socket.connect(address)
+    try:
+        socket.connect(address)
+    except zmq.ZMQError:
+        socket.close(linger=0)
+        raise
     return socket
 
 
@@ -130,13 +163,12 @@ def tap(address: str, topics: list[str]) -> int:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         socket = connect(context, address, topics)
-    except zmq.ZMQError as error:
-        print(f"cannot connect to {address}: {error.strerror}: give tcp://HOST:PORT", file=sys.stderr)
-        return 2
-    try:
         while True:
             frames = socket.recv_multipart()
             print(*(frame.decode("utf-8", "backslashreplace") for frame in frames), flush=True)
+    except zmq.ZMQError as error:
+        print(f"cannot connect to {address}: {error.strerror}: give tcp://HOST:PORT", file=sys.stderr)
+        return 2
     except (KeyboardInterrupt, BrokenPipeError):
         return 0
     finally:

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
-from common.files import FolderInUse
+from common.files import FolderInUse, FolderLock, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,15 @@ EXIT_LOSS = 3
 EXIT_SOFTWARE = 70
 EXIT_CONFIG = 78
 
+
+class DaemonConfig(msgspec.Struct, frozen=True):
+    """What every daemon's configuration has."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
 Config = TypeVar("Config", bound=msgspec.Struct)
+OwnConfig = TypeVar("OwnConfig", bound=DaemonConfig)
 
 
 class ConfigError(Exception):
@@ -76,6 +84,33 @@ class Supervisor:
 async def _must_not_return(name: str, work: Coroutine[Any, Any, None]) -> None:
     await work
     raise RuntimeError(f"{name} returned")
+
+
+class Daemon(Protocol):
+    """What a daemon is to its lifecycle."""
+
+    async def run(self) -> None:
+        """Serve until the supervisor is told to stop."""
+
+
+def serve(
+    config_file: Path | None,
+    kind: type[OwnConfig],
+    overrides: Mapping[str, Any],
+    daemon: Callable[[OwnConfig, Supervisor], Daemon],
+) -> int:
+    """Read the configuration, start logging as its `log_level` says, and run; returns the exit code."""
+    try:
+        config = load_config(config_file, kind, overrides)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    start_logging(config.log_level)
+
+    async def main(supervisor: Supervisor) -> None:
+        await daemon(config, supervisor).run()
+
+    return run_daemon(main)
 
 
 def run_daemon(main: Callable[[Supervisor], Awaitable[None]]) -> int:
@@ -171,11 +206,27 @@ def load_config(path: Path | None, kind: type[Config], overrides: Mapping[str, A
             branch = tree
             for name in parents:
                 branch = branch.setdefault(name, {})
+                if not isinstance(branch, dict):
+                    raise ConfigError(f"{path}: {name} is a table: write [{name}]")
             branch[leaf] = value
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path or 'command line'}: {error}") from None
+
+
+def take_folder(folder: Path) -> FolderLock:
+    """Make the data folder and hold it for this process.
+
+    Raises:
+        FolderInUse: another process holds it.
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        make_folder(folder)
+        return FolderLock(folder)
+    except OSError as error:
+        raise ConfigError(f"data folder {folder}: {error.strerror}: choose another --data") from None
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -185,6 +236,6 @@ def split_address(address: str) -> tuple[str, int]:
         ConfigError: it is not of that form.
     """
     host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{address!r} is not HOST:PORT, for example 127.0.0.1:9150")
     return host.strip("[]"), int(port)

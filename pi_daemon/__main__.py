@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from common.service import EXIT_CONFIG, ConfigError, Supervisor, load_config, run_daemon, start_logging
+from common.service import serve
 from pi_daemon.config import Config
 from pi_daemon.daemon import Daemon
 
@@ -34,17 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         "time": options.time,
         "log_level": options.log_level,
     }
-    try:
-        config = load_config(options.config, Config, overrides)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EXIT_CONFIG
-    start_logging(config.log_level)
-
-    async def serve(supervisor: Supervisor) -> None:
-        await Daemon(config, supervisor).run()
-
-    return run_daemon(serve)
+    return serve(options.config, Config, overrides, Daemon)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from common.instrument import SerialSettings
+from common.service import DaemonConfig
 
 
 class Recording(Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,7 +30,7 @@ class Simulation(Struct, frozen=True, forbid_unknown_fields=True):
         return bool(self.clock_offset_s or self.clock_drift_ppm)
 
 
-class Config(Struct, frozen=True, forbid_unknown_fields=True):
+class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     """The Pi daemon's configuration."""
 
     data: str = "qsensor-data"
@@ -37,7 +38,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     bus: str = "tcp://127.0.0.1:9151"
     time: str | None = None
     """HOST:PORT of the UDP time responder; None: two above the HTTP port, or any free one."""
-    log_level: str = "info"
     serial: SerialSettings = SerialSettings()
     recording: Recording = Recording()
     simulation: Simulation = Simulation()

@@ -7,9 +7,8 @@ from pathlib import Path
 from common.announcer import Announcer
 from common.bus import INWATER, Publisher
 from common.clock import Clock, SkewedClock, StepWatch, SystemClock
-from common.files import FolderLock, make_folder
 from common.instrument import Arrival, Instrument
-from common.service import ConfigError, Supervisor, notify, split_address, watchdog
+from common.service import ConfigError, Supervisor, notify, split_address, take_folder, watchdog
 from pi_daemon.api import Api
 from pi_daemon.config import Config
 from pi_daemon.sessions import Sessions
@@ -34,11 +33,8 @@ class Daemon:
         self._config = config
         self._supervisor = supervisor
         self._clock = _clock(config)
-        self._lock = _lock(Path(config.data))
-        try:
-            self._publisher = Publisher(config.bus)
-        except OSError as error:
-            raise ConfigError(f"{error.strerror}: choose another --bus") from None
+        self._lock = take_folder(Path(config.data))
+        self._publisher = Publisher(config.bus)
         self._announcer = Announcer(self._publisher, INWATER, self._clock)
         self._instrument = Instrument(config.serial, self._clock, self._take, self._note, self._may_interrupt)
         self._sessions = Sessions(config, self._clock, self._announcer, supervisor, self._instrument)
@@ -103,11 +99,3 @@ def _clock(config: Config) -> Clock:
         return clock
     origin_ns = clock.mono_ns() if simulation.clock_origin_ns is None else simulation.clock_origin_ns
     return SkewedClock(clock, round(simulation.clock_offset_s * 1e9), simulation.clock_drift_ppm, origin_ns)
-
-
-def _lock(folder: Path) -> FolderLock:
-    try:
-        make_folder(folder)
-        return FolderLock(folder)
-    except OSError as error:
-        raise ConfigError(f"data folder {folder}: {error.strerror}: choose another --data") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from common.service import EXIT_CONFIG, ConfigError, Supervisor, load_config, run_daemon, start_logging
+from common.service import serve
 from topside_daemon.config import Config
 from topside_daemon.daemon import Daemon
 from topside_daemon.demo import add_demo_flags, demo
@@ -72,17 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         "bus": options.bus,
         "log_level": options.log_level,
     }
-    try:
-        config = load_config(options.config, Config, overrides)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return EXIT_CONFIG
-    start_logging(config.log_level)
-
-    async def serve(supervisor: Supervisor) -> None:
-        await Daemon(config, supervisor).run()
-
-    return run_daemon(serve)
+    return serve(options.config, Config, overrides, Daemon)
 
 
 async def _talk(options: argparse.Namespace) -> int:

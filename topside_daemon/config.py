@@ -5,6 +5,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from common.instrument import SerialSettings
+from common.service import DaemonConfig
 
 
 class Markers(Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,7 +24,7 @@ class Recording(Struct, frozen=True, forbid_unknown_fields=True):
     """Longest a chunk stays open. Lower: more files; higher: more re-hashing when one is pulled."""
 
 
-class Config(Struct, frozen=True, forbid_unknown_fields=True):
+class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     """The topside daemon's configuration."""
 
     data: str = "qsensor-data"
@@ -31,7 +32,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     bus: str = "tcp://127.0.0.1:9161"
     pi: str | None = None
     """URL of the Pi daemon, for example http://192.168.2.2:9150; None: no in-water sensor."""
-    log_level: str = "info"
     serial: SerialSettings = SerialSettings()
     """The surface sensor; without a port there is none."""
     markers: Markers = Markers()

@@ -10,11 +10,11 @@ import msgspec
 from common.announcer import Announcer
 from common.bus import INWATER, STATUS, SURFACE, Publisher, Subscriber
 from common.clock import StepWatch, SystemClock
-from common.files import FolderLock, make_folder, read_json
+from common.files import read_json
 from common.instrument import Arrival, Instrument
 from common.messages import ChunkFrame, Epoch, Exchange, Reading, ReadingFrame
 from common.recorder import RecordingEnded
-from common.service import ConfigError, Supervisor, notify, watchdog
+from common.service import Supervisor, notify, take_folder, watchdog
 from common.web import Refused
 from topside_daemon.api import Api
 from topside_daemon.config import Config
@@ -45,11 +45,8 @@ class Daemon:
         self._supervisor = supervisor
         self._clock = SystemClock()
         self._folder = Path(config.data)
-        self._lock = _lock(self._folder)
-        try:
-            self._publisher = Publisher(config.bus)
-        except OSError as error:
-            raise ConfigError(f"{error.strerror}: choose another --bus") from None
+        self._lock = take_folder(self._folder)
+        self._publisher = Publisher(config.bus)
         self._live = Live(self._clock, self._publisher)
         self._announcer = _Surface(self._publisher, self._clock, self._live)
         self._pi = Pi(config.pi, self._clock) if config.pi else None
@@ -268,11 +265,3 @@ class _Nobody:
 
     def burst(self, exchanges: list[Exchange]) -> None:
         """Its exchanges are in the files."""
-
-
-def _lock(folder: Path) -> FolderLock:
-    try:
-        make_folder(folder)
-        return FolderLock(folder)
-    except OSError as error:
-        raise ConfigError(f"data folder {folder}: {error.strerror}: choose another --data") from None

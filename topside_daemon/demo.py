@@ -80,13 +80,12 @@ def _play(rig: "Rig", seconds: float) -> int:
     if ended["state"] != "complete":
         raise DemoError(f"{session} is {ended['state']}: {ended['detail']}")
     result = compare(session, read_truth(rig.truth("inwater")), rig.true_offset_ns)
-    clock = rig.call("GET", "/status")["clock"]
-    _summarise(show, session, result, clock, rig.drift_ppm)
+    _summarise(show, session, result, ended["report"]["clock"], rig.drift_ppm)
     return 0 if result.good else EXIT_LOSS
 
 
 def _summarise(
-    show: "Show", session: Path, result: Comparison, clock: dict[str, Any], drift_ppm: float
+    show: "Show", session: Path, result: Comparison, clock: list[dict[str, Any]], drift_ppm: float
 ) -> None:
     r = result
     share = 100 * r.paired / r.overlap if r.overlap else 0.0
@@ -98,7 +97,9 @@ def _summarise(
         f"paired    {r.paired} of {r.overlap} in the overlap ({share:.2f} %), gaps {r.overlap - r.paired}"
     )
     show.line(f"offset    {_pm(r.offset_ms, r.offset_sd_ms)} ms, true {r.true_offset_ms or 0:.3f} ms")
-    show.line(f"drift     {_pm(clock['drift_ppm'], clock['drift_sd_ppm'])} ppm, true {drift_ppm:.3f} ppm")
+    for segment in clock:
+        drift = _pm(segment["drift_ppm"], segment["drift_sd_ppm"])
+        show.line(f"drift     {drift} ppm, true {drift_ppm:.3f} ppm")
     show.line(f"time      error against truth p95 {r.error_p95_ms:.3f} ms, largest {r.error_max_ms:.3f} ms")
     show.line(f"open      {session / 'unified_session.csv'}")
 

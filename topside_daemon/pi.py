@@ -226,14 +226,7 @@ class Pi:
             return msgspec.structs.replace(asked, status=f"refused: {error}")
         received_ns = self._clock.mono_ns()
         await asyncio.sleep(SPACING_S)
-        return msgspec.structs.replace(
-            asked,
-            t2_ns=reply.t2_ns,
-            t3_ns=reply.t3_ns,
-            t4_ns=received_ns,
-            pi_boot_id=reply.boot_id,
-            pi_utc_ns=reply.utc_ns,
-        )
+        return _answered(asked, reply, received_ns)
 
 
 def failed_exchange(clock: Clock, marker: Marker, reason: str) -> Exchange:
@@ -301,17 +294,21 @@ class _TimeAsker(asyncio.DatagramProtocol):
         finally:
             self._waiting = None
         await asyncio.sleep(SPACING_S)
-        return msgspec.structs.replace(
-            asked,
-            t2_ns=reply.t2_ns,
-            t3_ns=reply.t3_ns,
-            t4_ns=received_ns,
-            pi_boot_id=reply.boot_id,
-            pi_utc_ns=reply.utc_ns,
-        )
+        return _answered(asked, reply, received_ns)
 
     def close(self) -> None:
         self._transport.close()
+
+
+def _answered(asked: Exchange, reply: TimeReply | PiTime, received_ns: int) -> Exchange:
+    return msgspec.structs.replace(
+        asked,
+        t2_ns=reply.t2_ns,
+        t3_ns=reply.t3_ns,
+        t4_ns=received_ns,
+        pi_boot_id=reply.boot_id,
+        pi_utc_ns=reply.utc_ns,
+    )
 
 
 def _asked(blank: Exchange, sent: Stamp) -> Exchange:
