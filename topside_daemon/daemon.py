@@ -151,7 +151,7 @@ class Daemon:
             "inwater_repaired": session.ordering.repaired,
             "surface_rows": recorder.rows if recorder else 0,
             "surface_seq": recorder.last_seq if recorder else -1,
-            "exchanges": len(session.markers.exchanges),
+            "exchanges": session.markers.exchanges,
             "events": dict(session.events),
             "report": session.report,
         }

@@ -43,10 +43,14 @@ class MarkerWriter:
         self._sync_id = sync_id
         self._clock = clock
         self._on_burst = on_burst
-        known = list(read_lines(folder / "markers.jsonl", Marker))
-        self._next_sequence = max((m.sequence for m in known if m.kind == "PERIODIC"), default=0) + 1
-        self.exchanges = list(read_lines(folder / "exchanges.jsonl", Exchange))
-        self.started = any(marker.kind == "START" for marker in known)  # on every side there is
+        markers = list(read_lines(folder / "markers.jsonl", Marker))
+        exchanges = list(read_lines(folder / "exchanges.jsonl", Exchange))
+        used = [one.sequence for one in (*markers, *exchanges) if one.kind == "PERIODIC"]
+        self._next_sequence = max(used, default=0) + 1
+        self.exchanges = len(exchanges)
+        self.started = any(marker.kind == "START" for marker in markers)  # on every side there is
+        if exchanges:
+            on_burst(exchanges)
         self._marker_file = Lines(folder / "markers.jsonl")
         self._exchange_file = Lines(folder / "exchanges.jsonl")
 
@@ -99,7 +103,7 @@ class MarkerWriter:
         return ""
 
     async def _keep(self, burst: list[Exchange]) -> None:
-        self.exchanges.extend(burst)
+        self.exchanges += len(burst)
         await asyncio.to_thread(self._exchange_file.append, *burst, sync=True)
         self._on_burst(burst)
 

@@ -126,8 +126,6 @@ class Session:
         self._view.begin(record.session_id, record.epochs, record.inwater, record.surface)
         self._event_file = Lines(self.folder / "events.jsonl")
         self.markers = MarkerWriter(self.folder, self.record.sync_id, self._deck.clock, self._view.burst)
-        if self.markers.exchanges:
-            self._view.burst(self.markers.exchanges)
         if self.mirror is not None:
             await self.mirror.load()
             self.ordering.next_seq = self.mirror.last_seq + 1
