@@ -78,6 +78,17 @@ def test_a_hole_waits_for_the_files() -> None:
     assert not taken.ordering.waiting
 
 
+def test_what_the_files_do_not_have_is_not_waited_for() -> None:
+    """A live reading that a power cut took from the Pi's files is given up, counted, and holds nothing up."""
+    taken = Taken()
+    for seq in (0, 2):
+        taken.ordering.from_bus(reading(seq))
+    taken.ordering.from_files([reading(0), reading(10)])
+    assert taken.seqs == [0, 10]
+    assert taken.ordering.missing == 9
+    assert not taken.ordering.waiting
+
+
 def test_a_late_start_takes_nothing_from_before() -> None:
     """After a restart what earlier runs have passed on is not passed on again."""
     taken = Taken(next_seq=5)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.chunkstore import Manifest, open_name, scan, sealed_name
-from common.files import fsync_folder, make_folder, replace
+from common.files import append_whole, fsync_folder, make_folder, replace
 from common.messages import Chunk, Reading, RowError, decode_row, to_json
 from topside_daemon.pi import OpenChunk, Pi, PiError, Standing
 
@@ -43,6 +43,7 @@ class Mirror:
         self._told = 0  # bytes of it whose rows have been told
         self._started_at = ""
         self._has_side_files = False
+        self._compared = False  # what earlier runs brought has been held against the Pi's list
 
     async def load(self) -> None:
         """See what earlier runs have already brought."""
@@ -62,7 +63,8 @@ class Mirror:
                 continue
             content = path.read_bytes()
             found = scan(content)
-            self._open_index, self._open, self._told = index, content, found.good_bytes
+            self._open_index, self._told = index, found.good_bytes
+            self._open = content[: found.good_bytes]  # what is torn or damaged is fetched again
             if found.last_seq is not None:
                 self.last_seq = max(self.last_seq, found.last_seq)
 
@@ -77,18 +79,37 @@ class Mirror:
         """Fetch everything that is durable on the Pi and not yet here.
 
         Raises:
-            PiError: the Pi cannot be reached, or a chunk could not be had whole; call again.
+            PiError: the Pi cannot be reached, or a chunk could not be had whole or kept; call again.
         """
+        try:
+            return await self._pull()
+        except OSError as error:
+            raise PiError(f"cannot keep the copy in {self.folder}: {error.strerror}") from None
+
+    async def _pull(self) -> Standing:
         standing = await self._pi.standing(self.session_id)
         if not self._has_side_files:
             await self.pull_side_files()
-        if standing.last_chunk_index > self._contiguous:
-            for chunk in await self._pi.chunks(self.session_id, self._contiguous):
+        if not self._compared or standing.last_chunk_index > self._contiguous:
+            listed = await self._pi.chunks(self.session_id, self._contiguous if self._compared else -1)
+            self._compare(listed)
+            for chunk in listed:
                 if chunk.index not in self._held:
                     await self._pull_sealed(chunk)
         if standing.open_chunk is not None:
             await self._pull_open(standing.open_chunk)
         return standing
+
+    def _compare(self, listed: list[Chunk]) -> None:
+        """Let go of what is not as the Pi has it."""
+        for chunk in listed:
+            held = self._held.get(chunk.index)
+            if held is not None and held.sha256 != chunk.sha256:
+                self._note("mirror_refetch", f"the copy of {chunk.name} did not match its sha256", 1)
+                del self._held[chunk.index]
+                self.rows -= held.rows
+                self.bytes -= held.size_bytes
+        self._compared = True
 
     @property
     def _contiguous(self) -> int:
@@ -120,12 +141,14 @@ class Mirror:
         await self._turn_to(chunk.index)
         missing = chunk.size_bytes - len(self._open)
         if missing > 0:
-            await self._take(await self._pi.file(self.session_id, chunk.name, len(self._open)))
+            content = await self._pi.file(self.session_id, chunk.name, len(self._open))
+            await self._take(content[:missing])
         if hashlib.sha256(self._open).hexdigest() != chunk.sha256:
             self._note("mirror_refetch", f"{chunk.name} did not match its sha256", 1)
             await self._turn_to(-1)
             await self._turn_to(chunk.index)
-            await self._take(await self._pi.file(self.session_id, chunk.name))
+            content = await self._pi.file(self.session_id, chunk.name)
+            await self._take(content[: chunk.size_bytes])
             if hashlib.sha256(self._open).hexdigest() != chunk.sha256:
                 await self._turn_to(-1)
                 raise PiError(f"{chunk.name} does not match its sha256, twice")
@@ -159,8 +182,13 @@ class Mirror:
             self._on_rows(readings)
 
     def _append(self, more: bytes) -> None:
-        with (self.folder / open_name(self._open_index)).open("ab") as file:
-            file.write(more)
+        """Write behind what is held, whatever an earlier try has left there."""
+        fd = os.open(self.folder / open_name(self._open_index), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.ftruncate(fd, len(self._open))
+            append_whole(fd, more)
+        finally:
+            os.close(fd)
 
     def _seal(self, chunk: Chunk) -> None:
         path = self.folder / open_name(chunk.index)

@@ -80,11 +80,15 @@ async def until(reached: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def at_work(recorder: Recorder) -> AsyncIterator[Recorder]:
-    """Run a recorder; at the end close it in order, as a daemon that is told to end."""
+    """Run a recorder; at the end close it in order, as a daemon that is told to end.
+
+    What hangs inside fails after half a minute.
+    """
     running = asyncio.create_task(recorder.run())
     await asyncio.sleep(0)  # a task cancelled before its first step never runs at all
     try:
-        yield recorder
+        async with asyncio.timeout(30):
+            yield recorder
     finally:
         running.cancel()
         with suppress(asyncio.CancelledError):
