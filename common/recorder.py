@@ -118,7 +118,7 @@ class Recorder:
         self._ended = asyncio.Event()
         self._markers: dict[tuple[str, str, int], Marker] = {}
         self._marking: dict[tuple[str, str, int], asyncio.Future[Marker]] = {}
-        self._record_changed = False
+        self._record_changed = self._overflowed = False
         self._epoch = 0
         self._next_seq = 0
 
@@ -143,8 +143,8 @@ class Recorder:
             ValueError: session.json is missing or damaged.
         """
         record = await asyncio.to_thread(read_json, folder / "session.json", StreamRecord)
-        if record is None:
-            raise ValueError(f"{folder}: no session.json")
+        if record is None or not record.epochs:
+            raise ValueError(f"{folder}: no session.json, or one without its clock's epochs")
         recorder = cls(folder, record, clock, listener)
         await recorder._begin()
         recorder.note("resumed", f"after seq {recorder._next_seq - 1}")
@@ -196,8 +196,12 @@ class Recorder:
         )
         self._next_seq += 1
         if len(self._waiting) >= WAITING_ROWS:
+            if not self._overflowed:
+                self.note("readings_dropped", f"memory is full; from seq {reading.seq} on they are lost")
+            self._overflowed = True
             self.dropped += 1  # the hole in the numbers says where
             return
+        self._overflowed = False
         self._waiting.append(reading)
         self._wake.set()
 

@@ -169,7 +169,10 @@ def notify(state: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.sendto(state.encode("utf-8"), address)
+        try:
+            channel.sendto(state.encode("utf-8"), address)
+        except OSError as error:
+            log.warning("the service manager does not listen: %s", error.strerror)
 
 
 async def watchdog(alive: Callable[[], bool]) -> None:

@@ -79,12 +79,11 @@ class Sessions:
         for path in sorted(self.folder.glob("*/session.json")):
             try:
                 record = read_json(path, StreamRecord)
-            except ValueError as error:
+                if record is not None and record.state == "recording":
+                    self._begin(await Recorder.resume(path.parent, self._clock, self._announcer))
+                    return
+            except (ValueError, OSError) as error:
                 log.error("not resumed: %s", error)
-                continue
-            if record is not None and record.state == "recording":
-                self._begin(await Recorder.resume(path.parent, self._clock, self._announcer))
-                return
 
     async def start(
         self, session_id: str | None, mission: str, rate_hz: int, schema_version: int, roll_s: float

@@ -320,7 +320,7 @@ def test_a_pi_whose_clock_is_wrong(tmp_path: Path, inwater: Talker, surface: Tal
     errors = sorted(errors_ms(session, inwater))
     assert errors[len(errors) // 2] < 5 and errors[-1] < 1000
     (segment,) = said["report"]["clock"]
-    assert abs(segment["drift_ppm"] - (100 if fake == "rate" else 0)) < 15
+    assert abs(segment["drift_ppm"] - (100 if fake == "rate" else 0)) < 50
     if fake == "steps":
         (stream,) = session.glob("in-water_*")
         assert (stream / "events.jsonl").read_text().count('"clock_step"') >= 2

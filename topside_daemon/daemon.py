@@ -91,15 +91,16 @@ class Daemon:
         for path in sorted(self._folder.glob("*/session_*/session.json")):
             try:
                 record = await asyncio.to_thread(read_json, path, SessionRecord)
-            except ValueError as error:
+                if record is not None and record.state not in ("complete", "failed"):
+                    await self._take_up(path.parent, record.state == "recording")
+            except (ValueError, OSError) as error:
                 log.error("not resumed: %s", error)
-                continue
-            if record is not None and record.state not in ("complete", "failed"):
-                current = record.state == "recording"
-                session = await Session.resume(path.parent, self._deck, self._live if current else _Nobody())
-                if current:
-                    self._session = session
-                self._supervisor.start(f"session {path.parent.name}", session.run())
+
+    async def _take_up(self, folder: Path, recording: bool) -> None:
+        session = await Session.resume(folder, self._deck, self._live if recording else _Nobody())
+        if recording or self._session is None:
+            self._session = session
+        self._supervisor.start(f"session {folder.name}", session.run())
 
     async def start(self, mission: str) -> dict[str, Any]:
         """Begin a session; what is absent joins when it comes."""

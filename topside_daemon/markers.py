@@ -43,9 +43,10 @@ class MarkerWriter:
         self._sync_id = sync_id
         self._clock = clock
         self._on_burst = on_burst
-        markers = list(read_lines(folder / "markers.jsonl", Marker))
-        exchanges = list(read_lines(folder / "exchanges.jsonl", Exchange))
-        used = [one.sequence for one in (*markers, *exchanges) if one.kind == "PERIODIC"]
+        markers: list[Marker] = list(read_lines(folder / "markers.jsonl", Marker))
+        exchanges: list[Exchange] = list(read_lines(folder / "exchanges.jsonl", Exchange))
+        used = [one.sequence for one in markers if one.kind == "PERIODIC"]
+        used += [one.sequence for one in exchanges if one.kind == "PERIODIC"]
         self._next_sequence = max(used, default=0) + 1
         self.exchanges = len(exchanges)
         self.started = any(marker.kind == "START" for marker in markers)  # on every side there is
@@ -86,10 +87,13 @@ class MarkerWriter:
         )
         if surface is not None:
             marker, _ = await surface.mark(marker)
-        detail = "" if pi is None else await self._tell(pi, session_id, marker, probes)
-        if not detail or kind != "START":  # a START is tried again until both sides have it
-            await asyncio.to_thread(self._marker_file.append, marker, sync=True)
-            self.started |= kind == "START"
+        try:
+            detail = "" if pi is None else await self._tell(pi, session_id, marker, probes)
+            if not detail or kind != "START":  # a START is tried again until both sides have it
+                await asyncio.to_thread(self._marker_file.append, marker, sync=True)
+                self.started |= kind == "START"
+        except OSError as error:
+            detail = f"the marker is not in the session's files: {error.strerror}"
         return Marked(kind, sequence, format_utc(marker.utc_ns), pi is not None and not detail, detail)
 
     async def _tell(self, pi: Pi, session_id: str, marker: Marker, probes: int) -> str:

@@ -11,11 +11,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.chunkstore import Manifest, open_name, scan, sealed_name
-from common.files import append_whole, fsync_folder, make_folder, replace
+from common.files import append_whole, fsync_folder, make_folder, read_json, replace
 from common.messages import Chunk, Reading, RowError, decode_row, to_json
+from common.recorder import StreamRecord
 from topside_daemon.pi import OpenChunk, Pi, PiError, Standing
 
 SIDE_FILES = ("session.json", "markers.jsonl", "events.jsonl")
+
+
+class _Damaged(Exception):
+    """A chunk on the Pi is not what the Pi says it is."""
 
 
 class Mirror:
@@ -85,6 +90,8 @@ class Mirror:
             return await self._pull()
         except OSError as error:
             raise PiError(f"cannot keep the copy in {self.folder}: {error.strerror}") from None
+        except ValueError as error:
+            raise PiError(f"the Pi sent something else: {error}") from None
 
     async def _pull(self) -> Standing:
         standing = await self._pi.standing(self.session_id)
@@ -93,12 +100,22 @@ class Mirror:
         if not self._compared or standing.last_chunk_index > self._contiguous:
             listed = await self._pi.chunks(self.session_id, self._contiguous if self._compared else -1)
             self._compare(listed)
-            for chunk in listed:
-                if chunk.index not in self._held:
-                    await self._pull_sealed(chunk)
+            await self._pull_missing(listed)
         if standing.open_chunk is not None:
             await self._pull_open(standing.open_chunk)
         return standing
+
+    async def _pull_missing(self, listed: list[Chunk]) -> None:
+        """One chunk that the Pi itself has damaged must not keep the others from us."""
+        damaged: list[str] = []
+        for chunk in listed:
+            if chunk.index not in self._held:
+                try:
+                    await self._pull_sealed(chunk)
+                except _Damaged as error:
+                    damaged.append(str(error))
+        if damaged:
+            raise PiError("; ".join(damaged))
 
     def _compare(self, listed: list[Chunk]) -> None:
         """Let go of what is not as the Pi has it."""
@@ -127,6 +144,8 @@ class Mirror:
                     raise
             else:
                 await asyncio.to_thread(replace, self.folder / name, content)
+        record = await asyncio.to_thread(read_json, self.folder / "session.json", StreamRecord)
+        self._started_at = record.started_at if record else ""
         self._has_side_files = True
 
     def complete(self, standing: Standing) -> bool:
@@ -151,7 +170,7 @@ class Mirror:
             await self._take(content[: chunk.size_bytes])
             if hashlib.sha256(self._open).hexdigest() != chunk.sha256:
                 await self._turn_to(-1)
-                raise PiError(f"{chunk.name} does not match its sha256, twice")
+                raise _Damaged(f"{chunk.name} does not match its sha256, twice")
         await asyncio.to_thread(self._seal, chunk)
 
     async def _pull_open(self, chunk: OpenChunk) -> None:

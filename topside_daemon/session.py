@@ -111,8 +111,8 @@ class Session:
             ValueError: its session.json is missing or damaged.
         """
         record = await asyncio.to_thread(read_json, folder / "session.json", SessionRecord)
-        if record is None:
-            raise ValueError(f"{folder}: no session.json")
+        if record is None or not record.epochs:
+            raise ValueError(f"{folder}: no session.json, or one without its clock's epochs")
         session = cls(folder, record, deck, view)
         last, now = record.epochs[-1], begin_epoch(len(record.epochs), deck.clock)
         if now.boot_id != last.boot_id or now.mono_ns < last.mono_ns:
@@ -296,7 +296,7 @@ class Session:
         stamped = format_utc(self._deck.clock.utc_ns())
         try:
             self.report = await asyncio.to_thread(produce, self.folder, final, stamped)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             state, detail = "failed", str(error)
             self.note("fusion_failed", detail)
         await self._enter(state, detail)
@@ -308,14 +308,20 @@ class Session:
         await self._save()
 
     async def _save(self) -> None:
-        await asyncio.to_thread(replace, self.folder / "session.json", to_json(self.record))
+        try:
+            await asyncio.to_thread(replace, self.folder / "session.json", to_json(self.record))
+        except OSError as error:
+            log.error("%s is out of date: %s", self.folder / "session.json", error.strerror)
 
     def note(self, kind: str, detail: str, count: int = 1) -> None:
         """One line into the session's events.jsonl."""
         now = self._deck.clock.stamp()
         self.events[kind] += count
         log.info("%s: %s", kind, detail)
-        self._event_file.append(Event(kind, now.mono_ns, now.utc_ns, detail, count))
+        try:
+            self._event_file.append(Event(kind, now.mono_ns, now.utc_ns, detail, count))
+        except OSError as error:
+            log.error("the event is only here: %s", error.strerror)
 
     def from_bus(self, reading: Reading) -> None:
         """A live reading of this session."""
