@@ -40,6 +40,8 @@ class Publisher:
         Raises:
             ConfigError: it cannot be bound.
         """
+        if not address.startswith("tcp://"):
+            raise ConfigError(f"cannot publish on {address!r}: give --bus tcp://HOST:PORT")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
         self._socket.set(zmq.SNDHWM, QUEUE_MESSAGES)

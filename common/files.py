@@ -116,26 +116,20 @@ def read_lines(path: Path, kind: type[T]) -> Iterator[T]:
 
 
 class FolderLock:
-    """Holds a data folder for this process until closed, or until the process dies.
+    """Holds a folder for this process until closed, or until the process dies.
 
     Raises:
         FolderInUse: another process holds it.
+        OSError: there is no such folder.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = (folder / ".lock").open("a+")
+        self._fd = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise FolderInUse(
-                f"{folder} is in use by process {holder}: stop it or choose another --data"
-            ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+            os.close(self._fd)
+            raise FolderInUse(f"{folder} is in use by another process: stop that one first") from None
 
     def close(self) -> None:
-        self._file.close()
+        os.close(self._fd)

@@ -132,6 +132,7 @@ class Recorder:
         record.epochs = [begin_epoch(0, clock)]
         recorder = cls(folder, record, clock, listener)
         await recorder._on_disk(make_folder, folder)
+        await recorder._on_disk(recorder._save_record)  # first, so that a start cut short can be taken up
         await recorder._begin()
         return recorder
 
@@ -190,6 +191,8 @@ class Recorder:
 
     def take(self, arrival: Arrival) -> None:
         """Number an arrival and queue it for the disk; never waits."""
+        if self._closing:
+            return  # after the end
         a, at = arrival, arrival.stamp
         reading = Reading(
             self._next_seq, self._epoch, at.mono_ns, at.utc_ns, a.sensor_id, a.mode, a.value, a.temp_c, a.vin

@@ -21,7 +21,6 @@ from common.files import FolderInUse, FolderLock, make_folder
 log = logging.getLogger(__name__)
 
 NICE = -10
-EXIT_USAGE = 2
 EXIT_LOSS = 3
 EXIT_SOFTWARE = 70
 EXIT_CONFIG = 78
@@ -152,7 +151,8 @@ def start_logging(level: str) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # malformed requests are counted
+    # Else every malformed request writes a traceback; failures of our own are logged by common.web.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
 class _JournalFormatter(logging.Formatter):

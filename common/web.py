@@ -1,5 +1,6 @@
 """HTTP as both daemons serve it: typed bodies in, JSON out, every refusal `{"detail": "..."}`."""
 
+import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -67,13 +68,24 @@ async def _say_why(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPRequestEntityTooLarge:
         return answer({"detail": f"body: larger than {BODY_BYTES} bytes"}, 413)
     except web.HTTPException as error:
-        return answer({"detail": error.reason}, error.status)
+        refusal = answer({"detail": error.reason}, error.status)
+        if "Allow" in error.headers:
+            refusal.headers["Allow"] = error.headers["Allow"]
+        return refusal
+    except OSError as error:
+        log.error("%s %s: %s", request.method, request.path, error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return answer({"detail": f"{error.strerror}: look at the disk"}, 507 if full else 503)
+    except Exception:
+        log.exception("%s %s", request.method, request.path)
+        return answer({"detail": "our bug: the log says more"}, 500)
 
 
 class Site:
     """One listening address with its routes."""
 
     def __init__(self) -> None:
+        self._runner: web.AppRunner | None = None
         self.app = web.Application(middlewares=[_say_why], client_max_size=BODY_BYTES)
 
     def get(self, path: str, handler: Handler) -> None:
@@ -89,18 +101,18 @@ class Site:
             ConfigError: the address cannot be had.
         """
         host, port = split_address(address)
-        self._runner = web.AppRunner(
+        runner = self._runner = web.AppRunner(
             self.app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S
         )
-        await self._runner.setup()
+        await runner.setup()
         try:
-            await web.TCPSite(self._runner, host, port).start()
+            await web.TCPSite(runner, host, port).start()
         except OSError as error:
-            await self._runner.cleanup()
             raise ConfigError(
                 f"cannot serve http on {address}: {error.strerror}: choose another --http"
             ) from None
         log.info("http on %s", address)
 
     async def close(self) -> None:
-        await self._runner.cleanup()
+        if self._runner is not None:
+            await self._runner.cleanup()

@@ -25,6 +25,7 @@ from pi_daemon.sessions import Sessions, SessionState
 API_VERSION = "0.2.0"  # of the old API that these calls keep to
 CONNECT_NS = 25_000_000_000  # the old client gives up after 30
 SIDE_FILES = ("manifest.json", "session.json", "markers.jsonl", "events.jsonl")
+INT64_MAX = 2**63 - 1
 RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 SyncId = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}[0-9a-fA-F-]{0,56}$")]
@@ -56,8 +57,8 @@ class MarkerRequest(Struct):
     session_id: str
     sync_id: SyncId
     marker_type: Literal["START", "STOP", "PERIODIC"]
-    periodic_sequence: Annotated[int, Meta(ge=0)] | None = None
-    t1_ns: int | None = None
+    periodic_sequence: Annotated[int, Meta(ge=0, le=INT64_MAX)] | None = None
+    t1_ns: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
     label: Annotated[str, Meta(max_length=200)] | None = None
 
 
@@ -120,7 +121,8 @@ class Api:
                 "baud": health.baud,
                 "last_line_age_s": health.last_line_age_s,
                 "counters": health.counters,
-                "storage": recorder.trouble if recorder else "",
+                "storage": self._sessions.trouble,
+                "dropped": recorder.dropped if recorder else 0,
             }
         )
 
@@ -138,7 +140,7 @@ class Api:
                 "session_id": recorder.record.session_id if recorder else None,
                 "durable_seq": recorder.durable_seq if recorder else -1,
                 "detail": health.detail,
-                "storage": recorder.trouble if recorder else "",
+                "storage": self._sessions.trouble,
             }
         )
 
@@ -251,6 +253,8 @@ class Api:
         wanted = RANGE.fullmatch(request.headers.get("Range", ""))
         first = int(wanted[1]) if wanted else 0
         last = int(wanted[2]) if wanted and wanted[2] else None
+        if last is not None and last < first:
+            wanted, first, last = None, 0, None  # RFC 9110: such a range is to be ignored
         try:
             content, size = await asyncio.to_thread(_read, folder, name, state, first, last)
         except FileNotFoundError:

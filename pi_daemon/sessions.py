@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SESSION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 ROLE = "inwater"
+RETRY_S = 1.0  # between attempts to resume on a disk that refuses
 
 
 class SessionState(Struct, frozen=True):
@@ -61,6 +62,7 @@ class Sessions:
         self._instrument = instrument
         self._recorder: Recorder | None = None
         self._changing = asyncio.Lock()
+        self._resume_trouble = ""
 
     @property
     def recorder(self) -> Recorder | None:
@@ -74,16 +76,45 @@ class Sessions:
         else:
             self._announcer.idle(arrival)
 
+    @property
+    def trouble(self) -> str:
+        """Why rows are not reaching the disk, "" when they are."""
+        return self._recorder.trouble if self._recorder else self._resume_trouble
+
     async def resume(self) -> None:
         """Go on with the recording that a restart interrupted, if there is one."""
         for path in sorted(self.folder.glob("*/session.json")):
             try:
                 record = read_json(path, StreamRecord)
-                if record is not None and record.state == "recording":
-                    self._begin(await Recorder.resume(path.parent, self._clock, self._announcer))
-                    return
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 log.error("not resumed: %s", error)
+                continue
+            if record is not None and record.state == "recording":
+                if not await self._try_resume(path.parent):
+                    self._supervisor.start("resume", self._resume_later(path.parent))
+                return
+
+    async def _resume_later(self, folder: Path) -> None:
+        """A disk that refuses now may be mended while we serve."""
+        while True:
+            await asyncio.sleep(RETRY_S)
+            async with self._changing:
+                if self._recorder is not None or await self._try_resume(folder):
+                    return
+
+    async def _try_resume(self, folder: Path) -> bool:
+        """False if the disk refuses; a recording that is damaged is left alone, and said so."""
+        try:
+            self._begin(await Recorder.resume(folder, self._clock, self._announcer))
+        except ValueError as error:
+            log.error("not resumed: %s", error)
+        except OSError as error:
+            if not self._resume_trouble:
+                log.error("session %s waits to be resumed: %s", folder.name, error.strerror)
+            self._resume_trouble = f"session {folder.name} cannot be resumed: {error.strerror}"
+            return False
+        self._resume_trouble = ""
+        return True
 
     async def start(
         self, session_id: str | None, mission: str, rate_hz: int, schema_version: int, roll_s: float
@@ -100,9 +131,9 @@ class Sessions:
                 raise Refused(
                     409, f"already recording session {self._recorder.record.session_id}: stop it first"
                 )
-            if session_id is not None and (self.folder / session_id).exists():
-                raise Refused(409, f"session {session_id} was recorded before: start a new one")
             self._check_ready()
+            if session_id is not None and await self._take_up_again(session_id):
+                return self._recorder_in_charge().record
             record = StreamRecord(
                 session_id=session_id or str(uuid4()),
                 mission=mission,
@@ -119,7 +150,28 @@ class Sessions:
             self._begin(await Recorder.create(folder, record, self._clock, self._announcer))
             return record
 
+    async def _take_up_again(self, session_id: str) -> bool:
+        """Whether a start that failed half-way left this recording, which is then resumed.
+
+        Raises:
+            Refused: 409, it was stopped before.
+        """
+        folder = self.folder / session_id
+        record = await asyncio.to_thread(read_json, folder / "session.json", StreamRecord)
+        if record is None:
+            return False
+        if record.state != "recording":
+            raise Refused(409, f"session {session_id} was recorded before: start a new one")
+        self._begin(await Recorder.resume(folder, self._clock, self._announcer))
+        return True
+
+    def _recorder_in_charge(self) -> Recorder:
+        assert self._recorder is not None
+        return self._recorder
+
     def _check_ready(self) -> None:
+        if self._resume_trouble:
+            raise Refused(409, self._resume_trouble)
         if not self._instrument.connected:
             raise Refused(424, f"Not connected: {self._instrument.health().detail}")
         free_mb = shutil.disk_usage(self.folder).free / 1e6
