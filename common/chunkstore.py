@@ -68,6 +68,11 @@ def open_name(index: int) -> str:
     return f"chunk_{index:05d}.tmp"
 
 
+def sealed_chunks(folder: Path) -> list[Path]:
+    """The sealed chunks of a stream folder, oldest first."""
+    return [path for _, path in _chunk_files(folder) if path.suffix == ".csv"]
+
+
 def scan(content: bytes) -> Scan:
     """Check a chunk's bytes row by row, up to the first that is torn or spliced."""
     good, rows, first_seq, last_seq = 0, 0, None, None

@@ -278,7 +278,8 @@ class Recorder:
             if batch and not await self._insist(self._append, batch):
                 self._waiting[:0] = batch
                 break
-            self._listener.rows([row for row in batch if isinstance(row, Reading)])
+            if readings := [row for row in batch if isinstance(row, Reading)]:
+                self._listener.rows(readings)
             markers = [row for row in batch if isinstance(row, Marker)]
             now_ns = self._clock.mono_ns()
             if markers or now_ns - synced_ns >= SYNC_S * 1e9:
@@ -286,8 +287,8 @@ class Recorder:
                     break
                 synced_ns = now_ns
                 self._tell_durable(markers)
-            if self._store.roll_due(now_ns):
-                await self._insist(self._seal)
+            if self._store.roll_due(now_ns) and not await self._insist(self._seal):
+                break
 
     async def _rest(self) -> None:
         """Until there is something to write, or the next sync is due."""

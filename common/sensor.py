@@ -193,7 +193,7 @@ class Sensor:
         if self._silent_since_s is not None:
             silent_s = self._now_s() - self._silent_since_s
             self.note("silence_ended", f"after {silent_s:.1f} s", 1)
-        self._silent_since_s, self._cures = None, 0
+        self._silent_since_s, self._cures, self._cure_at_s = None, 0, 0.0
         self.become(mode)
 
     def _settle(self) -> None:
@@ -215,6 +215,8 @@ class Sensor:
             self._identify(self.gate.unit_id)
         if self.gate.place == "boot" and self.state in FLOWING:
             self.become("listening", "the sensor is booting")
+        if self.gate.place == "menu" and self.state in FLOWING:
+            self.become("menu", "the sensor was dropped into its menu")
         self._talker.wake()
 
     def _identify(self, serial_number: str) -> None:

@@ -40,7 +40,10 @@ async def body(request: web.Request, kind: type[T]) -> T:
     Raises:
         Refused: 422, naming the field.
     """
-    content = await request.read()
+    try:
+        content = await request.read()
+    except (web.RequestPayloadError, ValueError) as error:
+        raise Refused(400, f"body: {error}") from None
     try:
         return msgspec.json.decode(content or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -26,7 +26,7 @@ API_VERSION = "0.2.0"  # of the old API that these calls keep to
 CONNECT_NS = 25_000_000_000  # the old client gives up after 30
 SIDE_FILES = ("manifest.json", "session.json", "markers.jsonl", "events.jsonl")
 INT64_MAX = 2**63 - 1
-RANGE = re.compile(r"bytes=(\d+)-(\d*)")
+RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 
 SyncId = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}[0-9a-fA-F-]{0,56}$")]
 SessionId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]

@@ -5,14 +5,14 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
-from common.service import serve
+from common.service import EXIT_LOSS, serve
 from topside_daemon.config import Config
 from topside_daemon.daemon import Daemon
 from topside_daemon.demo import add_demo_flags, demo
+from topside_daemon.words import session_text, status_text
 
 CALL_S = 90.0  # longer than the daemon waits for the Pi at a stop
 REFUSED = 1
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("start", "begin a session"),
         ("stop", "end the session; returns when both sides agree"),
-        ("mark", "write a labelled marker into both records"),
+        ("mark", "write a labelled marker into both records, or into the one that can be reached"),
         ("status", "where everything stands"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -97,20 +97,20 @@ async def _talk(options: argparse.Namespace) -> int:
     if status != 200:
         print(said.get("detail", said), file=sys.stderr)
         return REFUSED
-    print(json.dumps(said) if options.json else _lines(said))
+    if options.json:
+        print(json.dumps(said))
+    elif options.command == "mark":
+        where = "both records" if said["on_pi"] else "the surface record only"
+        print(
+            f"{said['kind']} {said['sequence']} at {said['timestamp']} in {where} {said['detail']}".rstrip()
+        )
+    elif options.command == "status":
+        print(status_text(said))
+    else:
+        print(session_text(said))
+    if options.command == "stop" and said["state"] != "complete":
+        return EXIT_LOSS
     return 0
-
-
-def _lines(said: Any, indent: str = "") -> str:
-    """An answer for people: one fact a line, empty ones left out."""
-    lines = []
-    for key, value in said.items():
-        if isinstance(value, dict):
-            lines.append(f"{indent}{key}:")
-            lines.append(_lines(value, indent + "  "))
-        elif value not in (None, ""):
-            lines.append(f"{indent}{key}: {value}")
-    return "\n".join(line for line in lines if line)
 
 
 if __name__ == "__main__":

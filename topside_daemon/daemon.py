@@ -12,7 +12,7 @@ from common.bus import INWATER, STATUS, SURFACE, Publisher, Subscriber
 from common.clock import StepWatch, SystemClock
 from common.files import read_json
 from common.instrument import Arrival, Instrument
-from common.messages import ChunkFrame, Epoch, Exchange, Reading, ReadingFrame
+from common.messages import ChunkFrame, Epoch, Exchange, Reading, ReadingFrame, StatusFrame
 from common.recorder import RecordingEnded
 from common.service import Supervisor, notify, take_folder, watchdog
 from common.web import Refused
@@ -59,6 +59,7 @@ class Daemon:
         self._session: Session | None = None
         self._changing = asyncio.Lock()
         self._bus_state = "no Pi configured"
+        self._inwater: StatusFrame | None = None  # what the Pi said last
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -87,20 +88,43 @@ class Daemon:
         notify("READY=1")
 
     async def _resume(self) -> None:
-        """Go on with every session that is not yet settled; the newest recording one is the current."""
+        """Go on with every session that is not yet settled; the one that is recording is the current."""
         for path in sorted(self._folder.glob("*/session_*/session.json")):
             try:
                 record = await asyncio.to_thread(read_json, path, SessionRecord)
-                if record is not None and record.state not in ("complete", "failed"):
-                    await self._take_up(path.parent, record.state == "recording")
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 log.error("not resumed: %s", error)
+                continue
+            if record is None or record.state in ("complete", "partial"):
+                continue
+            if not await self._take_up(path.parent, record.state == "recording"):
+                self._supervisor.start(
+                    "resume", self._take_up_later(path.parent, record.state == "recording")
+                )
 
-    async def _take_up(self, folder: Path, recording: bool) -> None:
-        session = await Session.resume(folder, self._deck, self._live if recording else _Nobody())
+    async def _take_up_later(self, folder: Path, recording: bool) -> None:
+        """A disk that refuses now may be mended while we serve."""
+        while True:
+            await asyncio.sleep(SEEK_S)
+            if await self._take_up(folder, recording):
+                return
+
+    async def _take_up(self, folder: Path, recording: bool) -> bool:
+        """False if the disk refuses; a session that is damaged is left alone, and said so."""
+        try:
+            session = await Session.resume(folder, self._deck, self._live if recording else _Nobody())
+        except ValueError as error:
+            log.error("not resumed: %s", error)
+            return True
+        except OSError as error:
+            self._announcer.events["resume_refused"] += 1
+            if self._announcer.events["resume_refused"] == 1:
+                log.error("%s waits to be resumed: %s", folder, error.strerror)
+            return False
         if recording or self._session is None:
             self._session = session
         self._supervisor.start(f"session {folder.name}", session.run())
+        return True
 
     async def start(self, mission: str) -> dict[str, Any]:
         """Begin a session; what is absent joins when it comes."""
@@ -129,32 +153,35 @@ class Daemon:
             raise Refused(400, str(error)) from None
         return dict(msgspec.to_builtins(marked))
 
-    def status(self) -> dict[str, Any]:
-        """Where everything stands, for people and scripts."""
+    def status(self, brief: bool = False) -> dict[str, Any]:
+        """Where everything stands, for people and scripts; brief leaves out the report of the last fusion."""
+        inwater = self._inwater
         return {
-            "session": self._describe(self._session) if self._session else None,
+            "session": self._describe(self._session, brief) if self._session else None,
             "pi": {"url": self._config.pi, "bus": self._bus_state},
+            "inwater": {"state": inwater.state, "detail": inwater.detail} if inwater else None,
             "surface": msgspec.to_builtins(self._instrument.health()) if self._instrument else None,
             **self._live.status(),
         }
 
-    def _describe(self, session: Session) -> dict[str, Any]:
-        record, mirror, recorder = session.record, session.mirror, session.recorder
+    def _describe(self, session: Session, brief: bool = False) -> dict[str, Any]:
+        record, recorder = session.record, session.recorder
         return {
             "session_id": record.session_id,
             "mission": record.mission,
             "folder": str(session.folder),
             "state": record.state,
             "detail": record.detail or session.pi_trouble,
-            "inwater_rows": mirror.rows if mirror else 0,
             "inwater_seq": session.ordering.next_seq - 1,
+            "inwater_durable_seq": session.mirror.last_seq if session.mirror else -1,
             "inwater_missing": session.ordering.missing,
             "inwater_repaired": session.ordering.repaired,
-            "surface_rows": recorder.rows if recorder else 0,
             "surface_seq": recorder.last_seq if recorder else -1,
+            "surface_durable_seq": recorder.durable_seq if recorder else -1,
+            "surface_storage": recorder.trouble if recorder else "",
             "exchanges": session.markers.exchanges,
             "events": dict(session.events),
-            "report": session.report,
+            "report": None if brief else session.report,
         }
 
     def _take(self, arrival: Arrival) -> None:
@@ -192,7 +219,7 @@ class Daemon:
 
     def _bus_is(self, state: str) -> None:
         if state != self._bus_state:
-            self._bus_state = state
+            self._bus_state, self._inwater = state, None
             log.info("pi: %s", state)
 
     def _hear(self, topic: str, payload: bytes) -> None:
@@ -201,14 +228,16 @@ class Daemon:
         try:
             if topic == INWATER + "reading":
                 frame = msgspec.json.decode(payload, type=ReadingFrame)
-                self._live.know_epoch(frame.epoch, frame.boot_id, frame.durable_seq)
                 if (
                     session is not None
                     and not session.ended
                     and frame.session_id == session.record.session_id
                 ):
+                    self._live.know_epoch(frame.epoch, frame.boot_id, frame.durable_seq)
                     session.from_bus(frame.reading())
                     return
+            elif topic == INWATER + "status":
+                self._inwater = msgspec.json.decode(payload, type=StatusFrame)
             elif topic == INWATER + "chunk":
                 chunk = msgspec.json.decode(payload, type=ChunkFrame)
                 if session is not None and chunk.session_id == session.record.session_id:
@@ -226,7 +255,7 @@ class Daemon:
                 health = self._instrument.health()
                 self._announcer.status(health.state, health.detail)
             now = self._clock.utc_ns()
-            self._publisher.send(STATUS, self.status() | {"t": now / 1e9}, now)
+            self._publisher.send(STATUS, self.status(brief=True) | {"t": now / 1e9}, now)
             self._live.tell_clock()
             step_ns = steps.look()
             if step_ns and self._session is not None and not self._session.ended:
@@ -263,6 +292,9 @@ class _Nobody:
 
     def inwater(self, readings: list[Reading]) -> None:
         """Its readings are in the files."""
+
+    def know_epoch(self, epoch: int, boot_id: str) -> None:
+        """Its epochs are in the files."""
 
     def burst(self, exchanges: list[Exchange]) -> None:
         """Its exchanges are in the files."""

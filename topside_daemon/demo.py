@@ -5,6 +5,7 @@ Nothing in here is part of a deployment; it uses only commands and calls that a 
 
 import argparse
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,24 +40,42 @@ class DemoError(RuntimeError):
 
 def add_demo_flags(flags: argparse.ArgumentParser) -> None:
     """The demo's own flags."""
-    flags.add_argument("--seconds", type=float, default=60.0, help="how long to record (default 60)")
+    flags.add_argument("--seconds", type=_positive, default=60.0, help="how long to record (default 60)")
     flags.add_argument("--out", type=Path, help="folder for everything (default qsensor-demo/<time>)")
     flags.add_argument("--offset-s", type=float, default=5.0, help="the Pi's clock reads ahead (default 5)")
-    flags.add_argument("--drift-ppm", type=float, default=40.0, help="and gains this much (default 40)")
-    flags.add_argument("--averaging", type=int, default=12, help="12: about 9 Hz (default), 125: about 1 Hz")
+    flags.add_argument("--drift-ppm", type=_drift, default=40.0, help="and gains this much (default 40)")
+    flags.add_argument("--averaging", type=_averages, default=12, help="12: 9 Hz (default), 125: 1 Hz")
     flags.add_argument("--seed", type=int, default=1, help="of light, sensors and noise (default 1)")
+
+
+def _positive(text: str) -> float:
+    return _within(float(text), 1, 86_400)
+
+
+def _drift(text: str) -> float:
+    return _within(float(text), -1000, 1000)
+
+
+def _averages(text: str) -> int:
+    return int(_within(int(text), 1, 65_535))
+
+
+def _within(value: float, low: float, high: float) -> float:
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{value:g} is not from {low:g} to {high:g}")
+    return value
 
 
 def demo(options: argparse.Namespace) -> int:
     """Run it all; 0 when every reading is accounted for, 3 when not, 1 when a part failed."""
     stamp = format_utc(SystemClock().utc_ns())[:19].replace(":", "-")
     out = (options.out or Path("qsensor-demo") / stamp).resolve()
-    out.mkdir(parents=True, exist_ok=True)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         with Rig(out, options) as rig:
             rig.wait_until_ready()
             return _play(rig, options.seconds)
-    except DemoError as error:
+    except (DemoError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -119,17 +138,19 @@ class Show:
 
     def progress(self, status: dict[str, Any], left_s: float) -> None:
         """What is measured right now."""
-        clock, session = status["clock"], status["session"]
-        percent = status["percent_of_surface"]
+        clock, session, pair = status["clock"], status["session"], status["pair"] or {}
+        percent = pair.get("percent_of_surface")
+        rows = f"{session['inwater_seq'] + 1}/{session['surface_seq'] + 1}"
         text = (
-            f"in-water {status['inwater_value'] or '-':>12}  surface {status['surface_value'] or '-':>12}  "
-            f"{'-' if percent is None else f'{percent:6.2f}'} % of surface  "
-            f"offset {_pm(clock['offset_ms'], clock['offset_sd_ms'])} ms  "
-            f"rows {session['inwater_seq'] + 1}/{session['surface_seq'] + 1}  {left_s:3.0f} s left"
+            f"{left_s:3.0f} s  in-water {pair.get('inwater_value') or '-':>11}"
+            f"  surface {pair.get('surface_value') or '-':>11}"
+            f"  {'-' if percent is None else f'{percent:.1f}':>5} %"
+            f"  offset {_pm(clock['offset_ms'], clock['offset_sd_ms'])} ms  {rows} readings"
         )
         now_s = _now_s()
         if self._live:
-            self._out.write(f"\r\x1b[2K{text}")
+            width = shutil.get_terminal_size().columns - 1
+            self._out.write(f"\r\x1b[2K{text[:width]}")
             self._dirty = True
         elif now_s - self._last_s >= PLAIN_S:
             self._last_s = now_s
@@ -164,6 +185,14 @@ class Rig:
         return self._out / f"truth_{role}.csv"
 
     def __enter__(self) -> "Rig":
+        try:
+            self._start_all()
+        except BaseException:
+            self._end_all()
+            raise
+        return self
+
+    def _start_all(self) -> None:
         pi_http, pi_bus, pi_time, http, bus = self._ports
         for role in ("inwater", "surface"):
             self._simulate(role)
@@ -196,8 +225,9 @@ class Rig:
         self._start("topside_daemon", "-m", "topside_daemon", "--config", str(topside))
         print(f"Pi daemon       http://127.0.0.1:{pi_http}  bus tcp://127.0.0.1:{pi_bus}")
         print(f"topside daemon  http://127.0.0.1:{http}  bus tcp://127.0.0.1:{bus}")
-        print(f"listen          python -m common.bus tap tcp://127.0.0.1:{bus} qsensor/fused", flush=True)
-        return self
+        python = Path(sys.executable)
+        here = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+        print(f"listen          {here} -m common.bus tap tcp://127.0.0.1:{bus} qsensor/fused", flush=True)
 
     def _simulate(self, role: str) -> None:
         truth = self.truth(role)
@@ -285,6 +315,10 @@ class Rig:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end_all()
+
+    def _end_all(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave anything running
         for process in reversed(self._processes.values()):
             process.send_signal(signal.SIGTERM)
         for process in reversed(self._processes.values()):

@@ -26,6 +26,7 @@ from topside_daemon.fusion.timeline import SegmentState, Timeline
 RECENT = 200  # arrivals of each sensor from which the tolerance is learned
 LAG = 20  # in-water readings that may wait for a proof of their pairing
 SILENCE_NS = 3_000_000_000  # a sensor quiet for longer holds nobody up
+STALE_NS = 5_000_000_000  # a value older than this is not shown as current
 HOLD_NS = 10_000_000_000  # in-water readings wait this long for the first comparison of the clocks
 TOLERANCE_NS = 600_000_000  # until the sensors have shown their periods
 
@@ -49,13 +50,14 @@ class Live:
         self._held: deque[tuple[int, Reading]] = deque()
         self._boots: dict[int, str] = {}
         self._durable_seq = -1
-        self._last_inwater: Reading | None = None
-        self._last_surface: Reading | None = None
-        self._last_pair: FusedRow | None = None
+        # the newest of each, and when it came
+        self._last_inwater: tuple[Reading | None, int] = (None, 0)
+        self._last_surface: tuple[Reading | None, int] = (None, 0)
+        self._last_pair: tuple[FusedRow | None, int] = (None, 0)
         self.rows = self.pairs = 0
 
-    def know_epoch(self, epoch: int, boot_id: str, durable_seq: int) -> None:
-        """Learn from a live frame which boot of the Pi its rows belong to."""
+    def know_epoch(self, epoch: int, boot_id: str, durable_seq: int = -1) -> None:
+        """Learn which boot of the Pi its rows belong to, from a live frame or from its record."""
         self._durable_seq = max(self._durable_seq, durable_seq)
         if epoch not in self._boots:
             self._boots[epoch] = boot_id
@@ -69,14 +71,14 @@ class Live:
             frame = ReadingFrame.of(reading, self._session_id, boot_id, self._durable_seq)
             self._publisher.send(INWATER + "reading", frame, reading.utc_ns)
             self._held.append((now_ns, reading))
-        self._last_inwater = readings[-1]
+        self._last_inwater = (readings[-1], now_ns)
 
     def surface(self, readings: list[Reading]) -> None:
         """The next surface readings."""
         for reading in readings:
             self._recent[1].append(self._timeline.surface_time(reading))
             self._fuser.push_surface(reading)
-            self._last_surface = reading
+        self._last_surface = (readings[-1], self._clock.mono_ns())
 
     def burst(self, exchanges: list[Exchange]) -> None:
         """One more comparison of the clocks, or all of a session that is resumed."""
@@ -112,7 +114,7 @@ class Live:
         self.rows += 1
         if row.inwater and row.surface:
             self.pairs += 1
-            self._last_pair = row
+            self._last_pair = (row, self._clock.mono_ns())
         frame = FusedFrame(
             v=PROTOCOL,
             session_id=self._session_id,
@@ -152,16 +154,20 @@ class Live:
         self._publisher.send(CLOCK_MODEL, frame, now_ns)
 
     def _clock_now(self) -> SegmentState | None:
-        reading = self._last_inwater
+        reading, _ = self._last_inwater
         return self._timeline.estimate(reading.mono_ns if reading else None)
 
     def status(self) -> dict[str, object]:
-        """The newest values and the clock, for people and scripts."""
-        state, pair = self._clock_now(), self._last_pair
+        """The newest values, none older than a few seconds, and the clock, for people and scripts."""
+        state, now_ns = self._clock_now(), self._clock.mono_ns()
+        inwater, surface, pair = (
+            one if one is not None and now_ns - seen_ns < STALE_NS else None
+            for one, seen_ns in (self._last_inwater, self._last_surface, self._last_pair)
+        )
         return {
-            "inwater_value": self._last_inwater.value if self._last_inwater else None,
-            "surface_value": self._last_surface.value if self._last_surface else None,
-            "percent_of_surface": _percent(pair) if pair else None,
+            "inwater_value": inwater.value if isinstance(inwater, Reading) else None,
+            "surface_value": surface.value if isinstance(surface, Reading) else None,
+            "pair": _pair(pair) if isinstance(pair, FusedRow) else None,
             "live_rows": self.rows,
             "live_pairs": self.pairs,
             "clock": {
@@ -170,9 +176,17 @@ class Live:
                 "drift_ppm": state.drift_ppm if state else None,
                 "drift_sd_ppm": state.drift_sd_ppm if state else None,
                 "bursts": self._timeline.used,
-                "refused": dict(self._timeline.refused),
+                "refused": self._timeline.refused.total(),
             },
         }
+
+
+def _pair(row: FusedRow) -> dict[str, object]:
+    return {
+        "inwater_value": row.inwater.value if row.inwater else None,
+        "surface_value": row.surface.value if row.surface else None,
+        "percent_of_surface": _percent(row),
+    }
 
 
 def _ms(ns: int | None) -> float | None:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from common.clock import Clock
 from common.files import Lines, read_lines
 from common.messages import Exchange, Kind, Marker, format_utc
-from common.recorder import Recorder
+from common.recorder import Recorder, RecordingEnded
 from topside_daemon.pi import Pi, PiError, failed_exchange
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,9 @@ class MarkerWriter:
         folder: Path,
         sync_id: str,
         clock: Clock,
-        on_burst: Callable[[list[Exchange]], None],
     ) -> None:
         self._sync_id = sync_id
         self._clock = clock
-        self._on_burst = on_burst
         markers: list[Marker] = list(read_lines(folder / "markers.jsonl", Marker))
         exchanges: list[Exchange] = list(read_lines(folder / "exchanges.jsonl", Exchange))
         used = [one.sequence for one in markers if one.kind == "PERIODIC"]
@@ -50,10 +48,16 @@ class MarkerWriter:
         self._next_sequence = max(used, default=0) + 1
         self.exchanges = len(exchanges)
         self.started = any(marker.kind == "START" for marker in markers)  # on every side there is
-        if exchanges:
-            on_burst(exchanges)
+        self._known = exchanges  # until somebody watches
         self._marker_file = Lines(folder / "markers.jsonl")
         self._exchange_file = Lines(folder / "exchanges.jsonl")
+
+    def watch(self, on_burst: Callable[[list[Exchange]], None]) -> None:
+        """Tell *on_burst* what earlier runs have kept, and every burst from now on."""
+        self._on_burst = on_burst
+        if self._known:
+            on_burst(self._known)
+        self._known = []
 
     async def mark(
         self,
@@ -64,7 +68,7 @@ class MarkerWriter:
         probes: int,
         label: str | None,
     ) -> Marked:
-        """Compare the clocks and write one marker on both sides.
+        """Compare the clocks, then write one marker on both sides, right after one another.
 
         Args:
             pi: None when there is no in-water sensor.
@@ -73,36 +77,57 @@ class MarkerWriter:
         sequence = 0
         if kind == "PERIODIC":
             sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
-        asked = self._clock.stamp()
-        marker = Marker(
-            sync_id=self._sync_id,
-            kind=kind,
-            sequence=sequence,
-            epoch=0,
-            mono_ns=asked.mono_ns,
-            utc_ns=asked.utc_ns,
-            after_seq=-1,
-            t1_ns=asked.mono_ns,
-            label=label,
-        )
-        if surface is not None:
-            marker, _ = await surface.mark(marker)
         try:
-            detail = "" if pi is None else await self._tell(pi, session_id, marker, probes)
+            detail = await self._compare(pi, kind, sequence, probes)
+            marker = self._here(kind, sequence, label)
+            on_surface, on_pi = await asyncio.gather(
+                _on_surface(surface, marker), self._on_pi(None if detail else pi, session_id, marker)
+            )
+            detail = detail or on_pi or on_surface
             if not detail or kind != "START":  # a START is tried again until both sides have it
                 await asyncio.to_thread(self._marker_file.append, marker, sync=True)
                 self.started |= kind == "START"
         except OSError as error:
+            marker = self._here(kind, sequence, label)
             detail = f"the marker is not in the session's files: {error.strerror}"
         return Marked(kind, sequence, format_utc(marker.utc_ns), pi is not None and not detail, detail)
 
-    async def _tell(self, pi: Pi, session_id: str, marker: Marker, probes: int) -> str:
-        """Compare clocks and write the Pi's half; returns why that failed, "" if it did not."""
+    async def begin_surface(self, surface: Recorder) -> None:
+        """Write the surface's START though the Pi is not there yet; its own half follows when it is."""
+        await _on_surface(surface, self._here("START", 0, None))
+
+    def _here(self, kind: Kind, sequence: int, label: str | None) -> Marker:
+        now = self._clock.stamp()
+        return Marker(
+            sync_id=self._sync_id,
+            kind=kind,
+            sequence=sequence,
+            epoch=0,
+            mono_ns=now.mono_ns,
+            utc_ns=now.utc_ns,
+            after_seq=-1,
+            t1_ns=now.mono_ns,
+            label=label,
+        )
+
+    async def _compare(self, pi: Pi | None, kind: Kind, sequence: int, probes: int) -> str:
+        """One burst of exchanges, kept; returns why it failed, "" if it did not."""
+        if pi is None:
+            return ""
         try:
-            await self._keep(await pi.compare(self._sync_id, marker.kind, marker.sequence, probes))
+            await self._keep(await pi.compare(self._sync_id, kind, sequence, probes))
+        except PiError as error:
+            failed = failed_exchange(self._clock, self._here(kind, sequence, None), f"refused: {error}")
+            await self._keep([failed])
+            return str(error)
+        return ""
+
+    async def _on_pi(self, pi: Pi | None, session_id: str, marker: Marker) -> str:
+        if pi is None:
+            return ""
+        try:
             await self._keep([await pi.mark(session_id, marker)])
         except PiError as error:
-            await self._keep([failed_exchange(self._clock, marker, f"refused: {error}")])
             return str(error)
         return ""
 
@@ -114,3 +139,12 @@ class MarkerWriter:
     def close(self) -> None:
         self._marker_file.close()
         self._exchange_file.close()
+
+
+async def _on_surface(surface: Recorder | None, marker: Marker) -> str:
+    if surface is not None:
+        try:
+            await surface.mark(marker)
+        except RecordingEnded as error:
+            return str(error)
+    return ""

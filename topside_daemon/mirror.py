@@ -10,11 +10,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from common.chunkstore import Manifest, open_name, scan, sealed_name
+from common.chunkstore import Manifest, open_name, scan, sealed_chunks, sealed_name
 from common.files import append_whole, fsync_folder, make_folder, read_json, replace
-from common.messages import Chunk, Reading, RowError, decode_row, to_json
-from common.recorder import StreamRecord
-from topside_daemon.pi import OpenChunk, Pi, PiError, Standing
+from common.messages import Chunk, Epoch, Reading, RowError, decode_row, to_json
+from common.recorder import OpenChunk, StreamRecord
+from topside_daemon.pi import Pi, PiError, Standing
 
 SIDE_FILES = ("session.json", "markers.jsonl", "events.jsonl")
 
@@ -47,6 +47,7 @@ class Mirror:
         self._open = b""
         self._told = 0  # bytes of it whose rows have been told
         self._started_at = ""
+        self.epochs: list[Epoch] = []  # of the Pi's clock, as its record has them
         self._has_side_files = False
         self._compared = False  # what earlier runs brought has been held against the Pi's list
 
@@ -56,7 +57,7 @@ class Mirror:
 
     def _load(self) -> None:
         make_folder(self.folder)
-        for path in sorted(self.folder.glob("chunk_*.csv")):
+        for path in sealed_chunks(self.folder):
             found = scan(path.read_bytes())
             index = int(path.stem.removeprefix("chunk_"))
             if found.whole:
@@ -145,7 +146,8 @@ class Mirror:
             else:
                 await asyncio.to_thread(replace, self.folder / name, content)
         record = await asyncio.to_thread(read_json, self.folder / "session.json", StreamRecord)
-        self._started_at = record.started_at if record else ""
+        if record is not None:
+            self._started_at, self.epochs = record.started_at, record.epochs
         self._has_side_files = True
 
     def complete(self, standing: Standing) -> bool:
@@ -184,7 +186,7 @@ class Mirror:
         """Begin another chunk, from nothing."""
         if index != self._open_index:
             if self._open_index >= 0:
-                (self.folder / open_name(self._open_index)).unlink(missing_ok=True)
+                await asyncio.to_thread((self.folder / open_name(self._open_index)).unlink, missing_ok=True)
             self._open_index, self._open, self._told = index, b"", 0
 
     async def _take(self, more: bytes) -> None:

@@ -23,6 +23,8 @@ from common.messages import (
     parse_utc,
     unpack_time_reply,
 )
+from common.recorder import OpenChunk
+from common.service import ConfigError
 
 T = TypeVar("T")
 
@@ -50,12 +52,6 @@ class About(Struct, frozen=True):
     bus_port: int | None = None
     time_port: int | None = None
     boot_id: str | None = None
-
-
-class OpenChunk(Struct, frozen=True):
-    index: int
-    name: str
-    durable_bytes: int
 
 
 class Standing(Struct, frozen=True):
@@ -94,9 +90,19 @@ class Pi:
     """One Pi daemon. Use `open` and `close`; calls share one warm connection."""
 
     def __init__(self, url: str, clock: Clock) -> None:
-        """*url* is `http://HOST:PORT`."""
+        """*url* is `http://HOST:PORT`.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        try:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+                raise ValueError
+        except ValueError:
+            raise ConfigError(f"{url!r} is not the URL of a Pi: give --pi http://HOST:9150") from None
         self.url = url.rstrip("/")
-        self.host = urlsplit(url).hostname or ""
+        self.host = parts.hostname
         self._clock = clock
         self._http: aiohttp.ClientSession
         self._asker: _TimeAsker | None = None
@@ -152,6 +158,11 @@ class Pi:
             "label": marker.label,
         }
         injected = await self._call("POST", "/record/sync-marker", Injected, json=wanted)
+        received_ns = self._clock.mono_ns()
+        try:
+            pi_utc_ns = parse_utc(injected.timestamp)
+        except ValueError:
+            raise PiError(f"the Pi's marker has no time: {injected.timestamp!r}") from None
         return Exchange(
             sync_id=marker.sync_id,
             kind=marker.kind,
@@ -162,9 +173,9 @@ class Pi:
             t1_ns=sent.mono_ns,
             t2_ns=injected.t2_ns,
             t3_ns=injected.t3_ns,
-            t4_ns=self._clock.mono_ns(),
+            t4_ns=received_ns,
             pi_boot_id=injected.boot_id,
-            pi_utc_ns=parse_utc(injected.timestamp),
+            pi_utc_ns=pi_utc_ns,
             transport="http",
             status="ok" if injected.status == "injected" else "refused: repeated, t2 is of the first",
         )
@@ -181,9 +192,7 @@ class Pi:
             async with self._http.request(method, self.url + path, **options) as response:
                 content = await response.read()
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise PiError(
-                f"cannot reach the Pi at {self.url}: {str(error) or type(error).__name__}"
-            ) from None
+            raise PiError(f"cannot reach the Pi at {self.url}: {_reason(error)}") from None
         if response.status not in (200, 206):
             raise PiError(_detail(content) or f"{path} answered {response.status}", response.status)
         return content
@@ -233,6 +242,15 @@ def failed_exchange(clock: Clock, marker: Marker, reason: str) -> Exchange:
     """The record of a comparison that did not come about."""
     now, m = clock.stamp(), marker
     return Exchange(m.sync_id, m.kind, m.sequence, 0, clock.boot_id, now.utc_ns, now.mono_ns, status=reason)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a call failed, in few words."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.strerror or "no connection"
+    return str(error) or type(error).__name__
 
 
 def _detail(content: bytes) -> str:

@@ -8,8 +8,11 @@ import asyncio
 import logging
 import re
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
 from uuid import uuid4
 
 from msgspec import Struct, structs
@@ -30,9 +33,13 @@ from topside_daemon.products import SessionRecord, produce
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+
 PULL_S = 1.0  # between pulls that nothing hastens
 RETRY_S = 2.0  # between attempts to reach a Pi that does not answer
 BREATH_S = 0.2  # shortest time between two pulls, however often the bus wakes us
+MARK_S = 15.0  # the STOP marker may take this long on a bad link or disk
+ALONE_S = 2.0  # how long the surface's START waits for the Pi
 STOP_S = 60.0  # how long `stop` waits for the agreement before it answers without
 SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -45,6 +52,9 @@ class View(Protocol):
 
     def inwater(self, readings: list[Reading]) -> None:
         """The next in-water readings, none missing."""
+
+    def know_epoch(self, epoch: int, boot_id: str) -> None:
+        """In-water rows of this epoch were stamped in this boot of the Pi."""
 
     def burst(self, exchanges: list[Exchange]) -> None:
         """One more comparison of the clocks."""
@@ -77,6 +87,8 @@ class Session:
         self._stop_asked = asyncio.Event()
         self._settled = asyncio.Event()
         self._marker_lock = asyncio.Lock()
+        self._saving = asyncio.Lock()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="session")
         self.mirror: Mirror | None = None
         if deck.pi is not None and record.inwater:
             in_water = folder / f"in-water_{record.session_id}"
@@ -124,8 +136,9 @@ class Session:
     async def _open(self) -> None:
         record = self.record
         self._view.begin(record.session_id, record.epochs, record.inwater, record.surface)
-        self._event_file = Lines(self.folder / "events.jsonl")
-        self.markers = MarkerWriter(self.folder, self.record.sync_id, self._deck.clock, self._view.burst)
+        self._event_file = await asyncio.to_thread(Lines, self.folder / "events.jsonl")
+        self.markers = await asyncio.to_thread(MarkerWriter, self.folder, record.sync_id, self._deck.clock)
+        self.markers.watch(self._view.burst)
         if self.mirror is not None:
             await self.mirror.load()
             self.ordering.next_seq = self.mirror.last_seq + 1
@@ -162,7 +175,9 @@ class Session:
                 group.create_task(self._follow(), name="mirror")
                 group.create_task(self._compare_clocks(), name="markers")
                 await self._stop_asked.wait()
-                await self._mark("STOP", None)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(MARK_S):
+                        await self._mark("STOP", None)
                 self.record.stopped_at = format_utc(self._deck.clock.utc_ns())
                 await self._enter("stopping", "")
             if self.recorder is not None:
@@ -170,7 +185,8 @@ class Session:
                 self._deck.announcer.recorder = None
         await self._settle()
         self.markers.close()
-        self._event_file.close()
+        await self._on_disk(self._event_file.close)
+        self._disk.shutdown()
 
     async def stop(self) -> None:
         """Ask for the end and wait for the agreement, at most a minute."""
@@ -200,6 +216,8 @@ class Session:
             try:
                 await self._start_inwater()
                 standing = await self.mirror.pull()
+                for epoch in self.mirror.epochs:
+                    self._view.know_epoch(epoch.epoch, epoch.boot_id)
                 self._pi_is("stopped by somebody else" if standing.state == "stopped" else "")
             except PiError as error:
                 self._pi_is(str(error))
@@ -230,8 +248,13 @@ class Session:
 
     async def _compare_clocks(self) -> None:
         """START as soon as both sides record, then PERIODIC at whole intervals after it."""
+        alone = self.recorder
+        deadline_ns = self._deck.clock.mono_ns() + round(ALONE_S * 1e9)
         while not self.markers.started:
             wait_s = BREATH_S
+            if alone is not None and self._deck.clock.mono_ns() > deadline_ns:
+                await self.markers.begin_surface(alone)
+                alone = None
             if self.record.inwater_started or not self.record.inwater:
                 wait_s = RETRY_S if (await self._mark("START", None)).detail else 0.0
             if await self._stops_within(wait_s):
@@ -268,8 +291,12 @@ class Session:
                     await self._fuse("incomplete", f"the in-water record is not all here: {error}")
                     fused_without = True
                 await self._pause(RETRY_S)
-        self._pi_is("")
-        await self._fuse("complete", "")
+        trouble = self.pi_trouble
+        if self.record.inwater and not self.record.inwater_started:
+            await self._fuse("partial", f"there is no in-water record: {trouble or 'the Pi was not there'}")
+        else:
+            self._pi_is("")
+            await self._fuse("complete", "")
 
     async def _close_inwater(self) -> None:
         """Stop the Pi and fetch all it has.
@@ -277,8 +304,10 @@ class Session:
         Raises:
             PiError: not yet possible.
         """
-        if self.mirror is None or self._deck.pi is None:
+        if not self.record.inwater:
             return
+        if self.mirror is None or self._deck.pi is None:
+            raise PiError("no Pi is configured: start this daemon with --pi to complete the session")
         try:
             await self._deck.pi.stop(self.record.session_id)
         except PiError as error:
@@ -286,6 +315,7 @@ class Session:
                 return  # it never heard of this session
             if error.status != 400:  # 400: stopped before
                 raise
+        self.record.inwater_started = True
         standing = await self.mirror.pull()
         await self.mirror.pull_side_files()
         if not self.mirror.complete(standing):
@@ -295,10 +325,11 @@ class Session:
         final = structs.replace(self.record, state=state, detail=detail)
         stamped = format_utc(self._deck.clock.utc_ns())
         try:
-            self.report = await asyncio.to_thread(produce, self.folder, final, stamped)
+            self.report = await produce(self.folder, final, stamped)
         except (RuntimeError, OSError) as error:
-            state, detail = "failed", str(error)
-            self.note("fusion_failed", detail)
+            self.note("fusion_failed", str(error))
+            detail = f"{detail}; fusion failed: {error}".removeprefix("; ")
+            state = "incomplete" if state == "incomplete" else "failed"
         await self._enter(state, detail)
         self._settled.set()
 
@@ -308,18 +339,27 @@ class Session:
         await self._save()
 
     async def _save(self) -> None:
-        try:
-            await asyncio.to_thread(replace, self.folder / "session.json", to_json(self.record))
-        except OSError as error:
-            log.error("%s is out of date: %s", self.folder / "session.json", error.strerror)
+        async with self._saving:
+            content = to_json(self.record)
+            try:
+                await self._on_disk(replace, self.folder / "session.json", content)
+            except OSError as error:
+                log.error("%s is out of date: %s", self.folder / "session.json", error.strerror)
+
+    async def _on_disk(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
 
     def note(self, kind: str, detail: str, count: int = 1) -> None:
         """One line into the session's events.jsonl."""
         now = self._deck.clock.stamp()
         self.events[kind] += count
         log.info("%s: %s", kind, detail)
+        self._disk.submit(self._write_event, Event(kind, now.mono_ns, now.utc_ns, detail, count))
+
+    def _write_event(self, event: Event) -> None:
         try:
-            self._event_file.append(Event(kind, now.mono_ns, now.utc_ns, detail, count))
+            self._event_file.append(event)
         except OSError as error:
             log.error("the event is only here: %s", error.strerror)
 

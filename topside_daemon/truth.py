@@ -4,10 +4,10 @@ import csv
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import quantiles
 
 from msgspec import Struct
 
+from common.chunkstore import sealed_chunks
 from common.messages import MARKER_MODE, parse_utc
 
 
@@ -24,6 +24,7 @@ class Comparison(Struct, frozen=True):
 
     inwater_recorded: int
     surface_recorded: int
+    recognised: int
     once_each: bool
     overlap: int
     paired: int
@@ -35,8 +36,9 @@ class Comparison(Struct, frozen=True):
 
     @property
     def good(self) -> bool:
-        """Every recorded reading is in the product once, and 99 % of those in the overlap are paired."""
-        return self.once_each and self.paired >= 0.99 * self.overlap
+        """Every recorded reading was sent, is in the product once, and 99 % of the overlap is paired."""
+        whole = self.once_each and self.inwater_recorded == self.recognised
+        return whole and self.overlap > 0 and self.paired >= 0.99 * self.overlap
 
 
 def read_truth(path: Path) -> list[Line]:
@@ -52,7 +54,7 @@ def read_truth(path: Path) -> list[Line]:
 def recorded(stream: Path) -> list[tuple[int, tuple[str, str, str]]]:
     """(seq, what was said) of every reading in a stream folder, in order of seq."""
     readings = []
-    for path in sorted(stream.glob("chunk_*.csv")):
+    for path in sealed_chunks(stream):
         with path.open(newline="", encoding="ascii") as file:
             readings += [
                 (int(row["seq"]), (row["value"], row["TempC"], row["Vin"]))
@@ -65,11 +67,12 @@ def recorded(stream: Path) -> list[tuple[int, tuple[str, str, str]]]:
 def sent(readings: list[tuple[int, tuple[str, str, str]]], truth: list[Line]) -> Iterator[tuple[int, Line]]:
     """Each recorded reading with the line it was: both are in order, and nothing is recorded that was
     not sent. A reading without its line is left out."""
-    lines = iter(truth)
+    start = 0
     for seq, said in readings:
-        for line in lines:
-            if line.said == said:
-                yield seq, line
+        for place in range(start, len(truth)):
+            if truth[place].said == said:
+                yield seq, truth[place]
+                start = place + 1
                 break
 
 
@@ -92,10 +95,11 @@ def compare(session: Path, truth: list[Line], offset_ns_at: Callable[[int], int]
     return Comparison(
         inwater_recorded=len(inwater),
         surface_recorded=len(surface),
+        recognised=len(lines),
         once_each=_once(rows, "inwater_seq", inwater) and _once(rows, "surface_seq", surface),
         overlap=len(overlap),
         paired=sum(1 for row in overlap if row["surface_seq"]),
-        error_p95_ms=quantiles(errors, n=20)[-1] if len(errors) > 1 else float("nan"),
+        error_p95_ms=errors[(len(errors) - 1) * 95 // 100] if errors else float("nan"),
         error_max_ms=errors[-1] if errors else float("nan"),
         offset_ms=float(last["offset_ms"]) if last["offset_ms"] else None,
         offset_sd_ms=float(last["offset_sd_ms"]) if last["offset_sd_ms"] else None,

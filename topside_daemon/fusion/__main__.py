@@ -29,7 +29,7 @@ from topside_daemon.fusion.timeline import (
 from topside_daemon.fusion.writers import write_unified
 
 UNIFIED_FILE = "unified_session.csv"
-EXIT_DONE, EXIT_LOSS, EXIT_BUG = 0, 3, 70
+EXIT_DONE, EXIT_USAGE, EXIT_LOSS, EXIT_BUG = 0, 2, 3, 70
 DROPOUT_PERIODS = 3  # a longer interval is a sensor that was away
 REJECTS_SHOWN = 20
 
@@ -280,7 +280,7 @@ def _fuse_one(path: Path, options: argparse.Namespace, several: bool) -> int:
         report = fuse_session(path, out, options.tolerance_ms)
     except SessionError as error:
         print(error, file=sys.stderr)
-        return EXIT_LOSS
+        return EXIT_LOSS if several else EXIT_USAGE
     except OSError as error:
         print(f"{path}: {error}: check the disk and who may read and write there", file=sys.stderr)
         return EXIT_LOSS

@@ -23,6 +23,7 @@ WANDER_PER_S = 1e-14  # random walk of the drift of a crystal that dives, in (s/
 DRIFT_ALLOWED_PPM = 20.0  # between neighbours a real drift stays this close to the fitted one
 DRIFT_ALLOWED_SDS = 6.0  # beside what is not yet known of the fitted one
 STAMP_ALLOWED_NS = 50_000.0  # on top of both brackets, before two of them contradict each other
+LONGEST_NS = 60_000_000_000  # no answer that late is waited for
 BURST_SPAN_NS = 10_000_000_000  # one burst is over within this; a later one under its name is another
 
 _S = 1e9  # ns
@@ -263,6 +264,8 @@ def refusal(exchange: Exchange) -> str | None:
         return "stamp missing"
     if exchange.pi_boot_id is None:
         return "boot id missing"
+    if exchange.t4_ns - exchange.t1_ns > LONGEST_NS:
+        return "absurd delay"
     if exchange.t4_ns < exchange.t1_ns or exchange.t3_ns < exchange.t2_ns:
         return "stamps out of order"
     if delay_ns(exchange) < 0:
@@ -305,7 +308,16 @@ def group_bursts(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
     """
     latest: dict[tuple[str, str | None, str, str, int], list[Exchange]] = {}
     bursts: list[list[Exchange]] = []
-    for exchange in sorted(set(exchanges), key=lambda one: (one.topside_boot_id, one.t1_ns, to_json(one))):
+    unique = set(exchanges)
+    began: dict[str, int] = {}  # by wall time, the only clock that survives a boot
+    for one in unique:
+        began[one.topside_boot_id] = min(
+            one.topside_utc_ns, began.get(one.topside_boot_id, one.topside_utc_ns)
+        )
+    order = sorted(
+        unique, key=lambda one: (began[one.topside_boot_id], one.topside_boot_id, one.t1_ns, to_json(one))
+    )
+    for exchange in order:
         marker = (exchange.sync_id, exchange.kind, exchange.sequence)
         name = (exchange.topside_boot_id, exchange.pi_boot_id, *marker)
         burst = latest.get(name)
