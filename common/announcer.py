@@ -101,7 +101,7 @@ class Announcer:
             self.events[kind] += count
             return
         self.recorder.note(kind, detail, count)
-        if self.recorder.record.sensor != instrument.describe():
+        if instrument.config is not None and self.recorder.record.sensor != instrument.describe():
             self.recorder.describe_sensor(instrument)
 
     def event(self, event: Event) -> None:

@@ -10,13 +10,15 @@ import hashlib
 import os
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from msgspec import Struct
 
-from common.files import append_whole, fsync_folder, read_json, replace
+from common.files import FolderInUse, FolderLock, append_whole, fsync_folder, read_json, replace
 from common.messages import HEADER, Chunk, check_row, to_json
 
+DAEMON_LEVELS = 3  # a stream folder lies this deep, at most, in the data folder that a daemon holds
 ROLL_BYTES = 2 * 1024 * 1024  # as the replaced recorder rolled
 CHUNK_NAME = re.compile(r"chunk_(\d{5,})\.(csv|tmp)")
 _HEAD = HEADER.encode("ascii") + b"\r\n"
@@ -136,11 +138,15 @@ def _vanished(known: dict[str, Chunk]) -> list[str]:
     return [f"{name}: in the manifest, not in the folder" for name in known]
 
 
-def _manifest_chunks(folder: Path) -> list[Chunk]:
+def _manifest(folder: Path) -> Manifest | None:
     try:
-        manifest = read_json(folder / "manifest.json", Manifest)
+        return read_json(folder / "manifest.json", Manifest)
     except ValueError:
-        return []  # a cache: whatever it said is found again in the files
+        return None  # a cache: whatever it said is found again in the files
+
+
+def _manifest_chunks(folder: Path) -> list[Chunk]:
+    manifest = _manifest(folder)
     return manifest.chunks if manifest else []
 
 
@@ -314,6 +320,27 @@ class ChunkStore:
         replace(self._folder / "manifest.json", to_json(manifest))
 
 
+def mend(folder: Path) -> Verdict:
+    """What `recover` does, then a look at every byte, and a manifest that says what is there.
+
+    Raises:
+        FolderInUse: a daemon has it, or the data folder it is in.
+    """
+    place = folder.resolve()
+    with ExitStack() as stack:
+        for held in (place, *place.parents[:DAEMON_LEVELS]):
+            stack.callback(FolderLock(held).close)
+        mended = recover(folder)
+        found = verify(folder)
+        manifest = _manifest(folder) or Manifest(folder.name.rpartition("_")[2], "", 0, 0, 0, [])
+        manifest.chunks, manifest.next_chunk_index = found.chunks, len(found.chunks)
+        manifest.total_rows = sum(chunk.rows for chunk in found.chunks)
+        manifest.total_bytes = sum(chunk.size_bytes for chunk in found.chunks)
+        replace(folder / "manifest.json", to_json(manifest))
+    damage = mended.damage + [line for line in found.damage if line not in mended.damage]
+    return Verdict(found.chunks, mended.unclean, damage)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Check or mend one folder of chunks; 0 whole, 3 with loss, 1 unusable."""
     parser = argparse.ArgumentParser(prog="python -m common.chunkstore", description=main.__doc__)
@@ -322,15 +349,23 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder: Path = options.folder
     try:
-        verdict = (verify if options.action == "verify" else recover)(folder)
+        verdict = (verify if options.action == "verify" else mend)(folder)
+    except FolderInUse as error:
+        print(error, file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"{folder}: {error.strerror}: name the folder that holds chunk_00000.csv", file=sys.stderr)
         return 1
     rows = sum(chunk.rows for chunk in verdict.chunks)
+    indices = {chunk.index for chunk in verdict.chunks}
+    holes = sorted(set(range(max(indices, default=-1) + 1)) - indices)
+    verdict.damage += [f"{sealed_name(index)}: missing" for index in holes]
     for line in verdict.damage:
         print(line)
     if not verdict.chunks:
-        print(f"{folder}: no rows found", file=sys.stderr)
+        streams = ", ".join(sorted(path.name for path in folder.glob("*_*") if path.is_dir()))
+        hint = f": try {streams}" if streams else ""
+        print(f"{folder}: no rows found{hint}", file=sys.stderr)
         return 1
     print(f"{folder}: {len(verdict.chunks)} chunks, {rows} rows, {len(verdict.damage)} damaged")
     return 3 if verdict.damage else 0

@@ -183,6 +183,13 @@ class Instrument:
             "stamp": f"when the first byte of the line reached this program; the OS delivers it {latency}",
         }
 
+    def remember(self, description: dict[str, Any] | None) -> None:
+        """Take up what `describe` said before a restart: the stream need not be stopped to ask again."""
+        config = (description or {}).get("config")
+        if config is not None and self.config is None:
+            with suppress(msgspec.ValidationError):  # of another version: the sensor will be asked
+                self._sensor.remember(msgspec.convert(config, SensorConfig))
+
     async def configure(
         self,
         *,

@@ -64,6 +64,7 @@ class LineFramer:
     """
 
     def __init__(self) -> None:
+        self._returns = False  # the sensor ends its lines with CR LF, as the firmware does
         self.reset()
 
     def reset(self) -> None:
@@ -103,8 +104,13 @@ class LineFramer:
     def _end(self, stamp: Stamp) -> list[Line]:
         text, first, whole, skipped = bytes(self._buffer), self._stamp, self._whole, self._skipping
         self._buffer.clear()
-        self._stamp, self._whole, self._skipping = None, True, False
-        return [] if skipped else [Line(first or stamp, text.removesuffix(b"\r"), whole)]
+        returns = text.endswith(b"\r")
+        stray = (
+            self._returns and not returns and not skipped
+        )  # a line feed of its own: what is before and behind it is cut
+        self._returns |= returns
+        self._stamp, self._whole, self._skipping = None, not stray, False
+        return [] if skipped else [Line(first or stamp, text.removesuffix(b"\r"), whole and not stray)]
 
 
 class Shape(Struct, frozen=True):

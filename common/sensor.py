@@ -102,6 +102,16 @@ class Sensor:
         """Change what health tells."""
         self.state, self.detail = state, detail
 
+    def remember(self, config: SensorConfig) -> None:
+        """Take for true what this sensor said of itself before a restart, until it says otherwise."""
+        self.config = config
+        self._tune_gate(config)
+        self._identify(config.serial_number)
+
+    def _tune_gate(self, config: SensorConfig) -> None:
+        self.gate.tag = (config.tag or "A") if config.mode == "polled" else None
+        self.gate.preamble = config.preamble
+
     def wake(self) -> None:
         """Make `attend` look at once."""
         self._talker.wake()
@@ -129,11 +139,14 @@ class Sensor:
         self._quality.restart(self._now_s())
         self.become("listening", "the port is open; nothing proven to be a reading yet")
         try:
-            if self._may_interrupt():
-                async with self._talker.busy:
-                    await self._greet(link)
+            greeted = False
             while True:
+                if not greeted and self._may_interrupt():
+                    greeted = True
+                    async with self._talker.busy:
+                        await self._greet(link)
                 await self._talker.pause(link, self._next_look_s())
+                greeted = greeted or self.config is not None  # a session may have kept us from asking
                 async with self._talker.busy:
                     await self._look(link)
         except LinkLost:
@@ -254,8 +267,7 @@ class Sensor:
     async def _visit(self, link: Link, wanted: Wanted) -> SensorConfig:
         config = await self._talker.hold(link, visit(wanted))
         before, self.config = self.config, config
-        self.gate.tag = (config.tag or "A") if config.mode == "polled" else None
-        self.gate.preamble = config.preamble
+        self._tune_gate(config)
         self._gaps_s.clear()
         self._poll_step = 0
         self._identify(config.serial_number)

@@ -180,6 +180,7 @@ class Sessions:
 
     def _begin(self, recorder: Recorder) -> None:
         self._recorder = self._announcer.recorder = recorder
+        self._instrument.remember(recorder.record.sensor)
         self._supervisor.start("recorder", recorder.run())
         log.info("recording session %s", recorder.record.session_id)
 

@@ -237,7 +237,7 @@ def test_a_bad_start_is_one_line_and_a_code(tmp_path: Path, pi: PiDaemon) -> Non
         (("--http", "nonsense", "--bus", "tcp://127.0.0.1:0", "--data", str(tmp_path / "a")), "nonsense"),
         (("--http", busy, "--bus", "tcp://127.0.0.1:0", "--data", str(tmp_path / "b")), busy),
         (("--bus", f"tcp://127.0.0.1:{pi.bus}", "--data", str(tmp_path / "c")), str(pi.bus)),
-        (("--data", str(pi.data), "--bus", "tcp://127.0.0.1:0"), "in use by process"),
+        (("--data", str(pi.data), "--bus", "tcp://127.0.0.1:0"), "in use by another process"),
     ):
         done = run(*arguments)
         assert done.returncode == 78, (arguments, done.stderr)

@@ -362,3 +362,15 @@ def test_noise_is_summarised_with_a_sample_of_the_first() -> None:
         tally.add(Noise(kind, kind.encode()))
     assert tally.report() == (f"2 garbage, 1 shape; the first: {b'garbage'.hex()}", 3)
     assert not tally.counts
+
+
+def test_a_line_feed_of_its_own_cuts_two_lines_and_makes_no_reading() -> None:
+    """Where lines end with CR LF, a bare LF inside a number leaves two halves, neither of them light."""
+    gate = Gate()
+    for n in range(4):
+        gate.receive(b"12.345678, 25.19, 7.494\r\n", Stamp(n * 1_000_000_000, 0))
+    items = gate.receive(
+        b"12\n3.456789, 25.19, 7.494\r\n12.345679, 25.19, 7.494\r\n", Stamp(5_000_000_000, 0)
+    )
+    assert [item.value for item in items if isinstance(item, DataLine)] == ["12.345679"]
+    assert gate.counts["partial"] == 3  # the two halves, and the head of the stream

@@ -1,6 +1,7 @@
 """HTTP as both daemons serve it, over real sockets: typed bodies in, JSON out, every refusal says why."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -35,6 +36,14 @@ async def fail(_request: web.Request) -> web.Response:
     raise ZeroDivisionError
 
 
+async def full(_request: web.Request) -> web.Response:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def broken(_request: web.Request) -> web.Response:
+    raise OSError(errno.EIO, "Input/output error")
+
+
 class Client:
     """Calls to one site; an answer is its status and its JSON."""
 
@@ -54,6 +63,8 @@ async def client(unused_tcp_port: int) -> AsyncIterator[Client]:
     site.get("/look", look)
     site.get("/refuse", refuse)
     site.get("/fail", fail)
+    site.get("/full", full)
+    site.get("/broken", broken)
     await site.listen(f"127.0.0.1:{unused_tcp_port}")
     async with aiohttp.ClientSession() as session:
         yield Client(unused_tcp_port, session)
@@ -111,12 +122,25 @@ async def test_every_refusal_says_why(client: Client) -> None:
     assert (status, "larger" in reply["detail"]) == (413, True)
 
 
-async def test_a_bug_is_a_500_and_the_site_lives_on(client: Client) -> None:
-    """A handler that raises costs its own request only."""
-    with pytest.raises(aiohttp.ContentTypeError) as error:
-        await client.call("GET", "/fail")
-    assert error.value.status == 500
+async def test_a_bug_is_a_500_and_the_site_lives_on(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that raises costs its own request only; the log has the traceback, the answer a detail."""
+    status, reply = await client.call("GET", "/fail")
+    assert (status, "our bug" in reply["detail"]) == (500, True)
+    assert "ZeroDivisionError" in caplog.text
     assert (await client.call("GET", "/look"))[0] == 200
+
+
+async def test_a_disk_that_refuses_is_507_or_503(client: Client) -> None:
+    """No space is told from other trouble, and both are named."""
+    assert (await client.call("GET", "/full"))[0] == 507
+    status, reply = await client.call("GET", "/broken")
+    assert (status, "disk" in reply["detail"]) == (503, True)
+
+
+async def test_a_body_that_is_not_what_its_encoding_says_is_refused(client: Client) -> None:
+    """Compressed nonsense is the caller's fault."""
+    status, reply = await client.call("POST", "/take", data=b"abcde", headers={"Content-Encoding": "gzip"})
+    assert 400 <= status < 500 and isinstance(reply["detail"], str)
 
 
 async def test_what_is_not_http_costs_its_own_connection_only(client: Client) -> None:

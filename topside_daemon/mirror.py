@@ -43,6 +43,7 @@ class Mirror:
         self._on_rows = on_rows
         self._note = note
         self._held: dict[int, Chunk] = {}
+        self._run = -1  # every chunk up to here was held when last looked at
         self._open_index = -1  # of the chunk of which we hold the beginning
         self._open = b""
         self._told = 0  # bytes of it whose rows have been told
@@ -125,6 +126,7 @@ class Mirror:
             if held is not None and held.sha256 != chunk.sha256:
                 self._note("mirror_refetch", f"the copy of {chunk.name} did not match its sha256", 1)
                 del self._held[chunk.index]
+                self._run = min(self._run, chunk.index - 1)
                 self.rows -= held.rows
                 self.bytes -= held.size_bytes
         self._compared = True
@@ -132,8 +134,9 @@ class Mirror:
     @property
     def _contiguous(self) -> int:
         """Every chunk up to this index is held."""
-        index = len(self._held) - 1  # right unless there is a hole
-        return index if index < 0 or index in self._held else min(set(range(index + 1)) - set(self._held)) - 1
+        while self._run + 1 in self._held:
+            self._run += 1
+        return self._run
 
     async def pull_side_files(self) -> None:
         """Fetch the small files that carry labels: clocks, markers, events."""

@@ -80,6 +80,7 @@ class Session:
         self.recorder: Recorder | None = None
         self.events: Counter[str] = Counter()
         self.pi_trouble = ""
+        self._lost_by_pi = False
         self.report: dict[str, Any] | None = None
         self._deck = deck
         self._view = view
@@ -152,6 +153,8 @@ class Session:
         before = await asyncio.to_thread(read_json, folder / "session.json", StreamRecord)
         if before is not None and before.state == "recording":
             self.recorder = await Recorder.resume(folder, deck.clock, deck.announcer)
+            if deck.instrument is not None:
+                deck.instrument.remember(self.recorder.record.sensor)
         elif before is None and record.state == "recording" and deck.instrument is not None:
             stream = StreamRecord(
                 session_id=record.session_id,
@@ -292,7 +295,9 @@ class Session:
                     fused_without = True
                 await self._pause(RETRY_S)
         trouble = self.pi_trouble
-        if self.record.inwater and not self.record.inwater_started:
+        if self._lost_by_pi:
+            await self._fuse("partial", "the Pi has lost this session: what had been copied is all there is")
+        elif self.record.inwater and not self.record.inwater_started:
             await self._fuse("partial", f"there is no in-water record: {trouble or 'the Pi was not there'}")
         else:
             self._pi_is("")
@@ -311,8 +316,9 @@ class Session:
         try:
             await self._deck.pi.stop(self.record.session_id)
         except PiError as error:
-            if error.status == 404 and not self.record.inwater_started:
-                return  # it never heard of this session
+            if error.status == 404:  # it never heard of this session, or has lost its record
+                self._lost_by_pi = self.record.inwater_started
+                return
             if error.status != 400:  # 400: stopped before
                 raise
         self.record.inwater_started = True
