@@ -7,7 +7,6 @@ runs on one thread of its own; the event loop only moves lists.
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -16,6 +15,7 @@ from msgspec import Struct
 
 from common.chunkstore import ChunkStore, open_name
 from common.clock import Clock, begin_epoch
+from common.disk import Disk
 from common.files import Lines, make_folder, read_json, read_lines, replace
 from common.instrument import Arrival, Instrument
 from common.messages import (
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SYNC_S = 0.5  # rows are exposed to a power cut this long, plus one fsync
+SYNC_S = 0.8  # rows are exposed to a power cut this long, plus one fsync
 RETRY_S = 1.0  # between attempts while the disk refuses
 WAITING_ROWS = 60_000  # kept in memory while the disk refuses: a minute at 1000 readings/s
 PUBLISHED_MAX = 10_000  # readings that may have been published but not fsynced when power failed
@@ -109,7 +109,7 @@ class Recorder:
         self.dropped = 0
         self._clock = clock
         self._listener = listener
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk")
+        self._disk = Disk("disk")
         self._waiting: list[Reading | Marker] = []
         self._events: list[Event] = []
         self._wake = asyncio.Event()
@@ -118,7 +118,7 @@ class Recorder:
         self._ended = asyncio.Event()
         self._markers: dict[tuple[str, str, int], Marker] = {}
         self._marking: dict[tuple[str, str, int], asyncio.Future[Marker]] = {}
-        self._record_changed = self._overflowed = False
+        self._record_changed = self._overflowed = self._sync_asked = False
         self._epoch = 0
         self._next_seq = 0
 
@@ -131,8 +131,8 @@ class Recorder:
         """
         record.epochs = [begin_epoch(0, clock)]
         recorder = cls(folder, record, clock, listener)
-        await recorder._on_disk(make_folder, folder)
-        await recorder._on_disk(recorder._save_record)  # first, so that a start cut short can be taken up
+        await recorder._disk.do(make_folder, folder)
+        await recorder._disk.do(recorder._save_record)  # first, so that a start cut short can be taken up
         await recorder._begin()
         return recorder
 
@@ -152,7 +152,7 @@ class Recorder:
         return recorder
 
     async def _begin(self) -> None:
-        await self._on_disk(self._open)
+        await self._disk.do(self._open)
         events, self._events = self._events, []
         for event in events:
             self._listener.event(event)
@@ -271,9 +271,10 @@ class Recorder:
         self._wake.set()
 
     async def _write(self) -> None:
-        synced_ns = self._clock.mono_ns()
+        alarm = self._loop.call_later(SYNC_S, self._ask_to_sync)
         while not (self._closing and not self._waiting):
-            await self._rest()
+            await self._wake.wait()
+            self._wake.clear()
             batch, self._waiting = self._waiting, []
             if batch and not await self._insist(self._append, batch):
                 self._waiting[:0] = batch
@@ -281,23 +282,20 @@ class Recorder:
             if readings := [row for row in batch if isinstance(row, Reading)]:
                 self._listener.rows(readings)
             markers = [row for row in batch if isinstance(row, Marker)]
-            now_ns = self._clock.mono_ns()
-            if markers or now_ns - synced_ns >= SYNC_S * 1e9:
+            if markers or self._sync_asked:
                 if not await self._insist(self._commit, markers):
                     break
-                synced_ns = now_ns
+                self._sync_asked = False
+                alarm.cancel()
+                alarm = self._loop.call_later(SYNC_S, self._ask_to_sync)
                 self._tell_durable(markers)
-            if self._store.roll_due(now_ns) and not await self._insist(self._seal):
+            if self._store.roll_due(self._clock.mono_ns()) and not await self._insist(self._seal):
                 break
+        alarm.cancel()
 
-    async def _rest(self) -> None:
-        """Until there is something to write, or the next sync is due."""
-        try:
-            async with asyncio.timeout(SYNC_S):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
-        self._wake.clear()
+    def _ask_to_sync(self) -> None:
+        self._sync_asked = True
+        self._wake.set()
 
     def _append(self, batch: list[Reading | Marker]) -> None:
         rows = [
@@ -338,7 +336,7 @@ class Recorder:
         started_ns = self._clock.mono_ns()
         while True:
             try:
-                await self._on_disk(work, *args, **kwargs)
+                await self._disk.do(work, *args, **kwargs)
             except OSError as error:
                 if not self.trouble:
                     self.note("disk_trouble", f"{error.strerror}: readings wait in memory until it ends")
@@ -352,10 +350,6 @@ class Recorder:
                     self.note("disk_recovered", "readings are being written again")
                 return True
 
-    async def _on_disk(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
-
     async def _finish(self) -> None:
         self._give_up_waiting()
         self.record.closed = await self._insist(self._seal)
@@ -366,7 +360,7 @@ class Recorder:
             await self._insist(work)
         self._marker_file.close()
         self._event_file.close()
-        self._disk.shutdown()
+        self._disk.close()
 
     def _give_up_waiting(self) -> None:
         """What the disk would not take in time was never published: its numbers will be given out again."""

@@ -54,7 +54,7 @@ def test_ctrl_c_ends_the_demo_in_order(tmp_path: Path) -> None:
     with subprocess.Popen(command(tmp_path / "out"), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("in-water"):
+            if "% of surface" in line:
                 break
         time.sleep(5)
         process.send_signal(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import json
 import signal
 import socket
 import subprocess
@@ -260,3 +261,36 @@ def test_ctrl_c_ends_it_too(pi: PiDaemon) -> None:
     assert pi.process is not None
     pi.process.send_signal(signal.SIGINT)
     assert pi.process.wait(10) == 0
+
+
+def test_a_restart_remembers_the_sensor(tmp_path: Path) -> None:
+    """What the sensor said of itself before a kill is kept with the rows after it, without asking again."""
+    link = tmp_path / "sensor"
+    words = ["--link", str(link), "--baud", "115200", "--averaging", "12", "--serial-number", "serial 2150"]
+    with (
+        subprocess.Popen([sys.executable, "-m", "common.simulator", *words], cwd=ROOT) as simulator,
+        PiDaemon(tmp_path / "pi", serial=str(link), baud="115200") as pi,
+    ):
+        pi.wait_streaming()
+        session = start(pi)
+        pi.wait_for(lambda: grown(pi, session, 10))
+        pi.kill()
+        pi.start()
+        pi.wait_for(lambda: grown(pi, session, 25))
+        pi.post("/record/stop", {"session_id": session})
+        simulator.terminate()
+    folder = pi.data / session
+    record = json.loads((folder / "session.json").read_text())
+    assert record["sensor_id"] == "serial 2150" and record["sensor"]["config"]["averaging"] == 12
+    rows = [row.split(b",") for path in folder.glob("chunk_*") for row in path.read_bytes().splitlines()[1:]]
+    assert {row[1] for row in rows} == {b"serial 2150"}
+
+
+def test_a_start_cut_short_is_taken_up_again(pi: PiDaemon) -> None:
+    """A folder without session.json, left by a power cut or a full disk, does not burn the session's id."""
+    session = str(uuid4())
+    (pi.data / session).mkdir()
+    assert start(pi, session_id=session) == session
+    pi.wait_for(lambda: grown(pi, session, 5))
+    assert pi.post("/record/stop", {"session_id": session})[0] == 200
+    assert pi.post("/record/start", {"session_id": session})[0] == 409

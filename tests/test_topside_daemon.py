@@ -22,6 +22,7 @@ from tests.sim.talker import Talker
 from topside_daemon.truth import recorded
 
 RATE_HZ = 20.0
+FIELD_HZ = 9.0  # libfaketime slows every clock call and makes threads wait for each other
 
 
 @pytest.fixture
@@ -296,8 +297,13 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 @pytest.mark.skipif(not FAKETIME.exists(), reason="libfaketime is not installed (apt install faketime)")
 @pytest.mark.parametrize("fake", ["rate", "steps"])
-def test_a_pi_whose_clock_is_wrong(tmp_path: Path, inwater: Talker, surface: Talker, fake: str) -> None:
+def test_a_pi_whose_clock_is_wrong(tmp_path: Path, fake: str) -> None:
     """A Pi clock that gains 100 ppm, or is set by an hour and back, is seen and changes no fused time."""
+    with Talker(tmp_path / "inwater", FIELD_HZ) as inwater, Talker(tmp_path / "surface", FIELD_HZ) as surface:
+        record_with_a_wrong_clock(tmp_path, inwater, surface, fake)
+
+
+def record_with_a_wrong_clock(tmp_path: Path, inwater: Talker, surface: Talker, fake: str) -> None:
     pi = PiDaemon(tmp_path / "pi", serial=str(inwater.link))
     wrong = tmp_path / "wrong"
     wrong.write_text("+0\n")
@@ -311,7 +317,7 @@ def test_a_pi_whose_clock_is_wrong(tmp_path: Path, inwater: Talker, surface: Tal
     with pi, TopsideDaemon(tmp_path / "topside", pi=url, serial=str(surface.link)) as topside:
         topside.wait_streaming()
         topside.post("/session/start")
-        for rows, error in ((40, "-3600"), (80, "+3600"), (120, "+0"), (300, "+0")):
+        for rows, error in ((20, "-3600"), (40, "+3600"), (60, "+0"), (150, "+0")):
             topside.wait_for(have(topside, rows, rows))
             wrong.write_text(error + "\n")
         said, session = stop(topside)
@@ -324,3 +330,75 @@ def test_a_pi_whose_clock_is_wrong(tmp_path: Path, inwater: Talker, surface: Tal
     if fake == "steps":
         (stream,) = session.glob("in-water_*")
         assert (stream / "events.jsonl").read_text().count('"clock_step"') >= 2
+
+
+def test_a_second_topside_is_told_who_has_the_pi(
+    tmp_path: Path, pi: PiDaemon, topside: TopsideDaemon, surface: Talker
+) -> None:
+    """Its session says so while it runs and ends `partial`, exit code 3; the first one is not disturbed."""
+    topside.post("/session/start", {"mission": "first"})
+    topside.wait_for(have(topside, 10))
+    with Talker(tmp_path / "other", RATE_HZ) as other:
+        url = f"http://127.0.0.1:{pi.http}"
+        with TopsideDaemon(tmp_path / "second", pi=url, serial=str(other.link)) as second:
+            second.wait_streaming()
+            second.post("/session/start", {"mission": "second"})
+            second.wait_for(have(second, 0, 30))
+            first_id = topside.session()["session_id"]
+            assert first_id in second.session()["detail"]
+            command = [sys.executable, "-m", "topside_daemon", "stop", "--http", f"127.0.0.1:{second.http}"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 3 and "partial" in done.stdout and first_id in done.stdout
+            (stream,) = second.data.glob("*/session_*/surface_*/markers.jsonl")
+            assert [json.loads(line)["kind"] for line in stream.read_text().splitlines()] == ["START", "STOP"]
+    said, session = stop(topside)
+    assert said["state"] == "complete"
+    check_streams(session)
+
+
+def test_an_incomplete_session_waits_for_the_pi_across_restarts(
+    tmp_path: Path, pi: PiDaemon, topside: TopsideDaemon
+) -> None:
+    """Restarted without --pi it does not call itself complete; restarted with it, it completes."""
+    topside.post("/session/start")
+    topside.wait_for(have(topside, 20))
+    pi.kill()
+    assert stop(topside)[0]["state"] == "incomplete"
+    topside.kill()
+    url = topside.flags.pop("pi")
+    topside.start()
+    topside.wait_for(lambda: "--pi" in topside.session()["detail"])
+    assert topside.session()["state"] == "incomplete"
+    assert topside.stop() == 0
+    topside.flags["pi"] = url
+    pi.start()
+    topside.start()
+    topside.wait_for(lambda: topside.session()["state"] == "complete")
+    check_mirror(Path(topside.session()["folder"]), pi)
+
+
+def test_markers_stand_at_one_instant_in_both_records(topside: TopsideDaemon) -> None:
+    """The two rows of a marker are written right after one another, for readers who know only them."""
+    topside.post("/session/start")
+    topside.wait_for(have(topside, 20))
+    topside.post("/session/mark", {"label": "x"})
+    _, session = stop(topside)
+    metadata = json.loads((session / "sync_metadata.json").read_text())
+    for marker in metadata["markers"]:
+        apart_ns = parse_utc(marker["inWaterTimestamp"]) - parse_utc(marker["surfaceTimestamp"])
+        assert 0 < apart_ns < 100_000_000  # one call, not a burst of exchanges, lies between them
+
+
+def test_bad_topside_starts_are_one_line_and_a_code(tmp_path: Path) -> None:
+    """Addresses and URLs that cannot be are refused at once."""
+    for words, said in (
+        (["--http", "nonsense"], "nonsense"),
+        (["--pi", "192.168.2.2:9150"], "give --pi http://HOST:9150"),
+        (["--pi", "http://[::1"], "give --pi http://HOST:9150"),
+        (["--bus", "ipc:///x"], "tcp://HOST:PORT"),
+    ):
+        free = ["--data", str(tmp_path / "d"), "--bus", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0"]
+        command = [sys.executable, "-m", "topside_daemon", *free, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+        assert done.returncode == 78, done.stderr
+        assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

@@ -123,8 +123,12 @@ def _summarise(
     show.line(f"open      {session / 'unified_session.csv'}")
 
 
-def _pm(value: float | None, sd: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f} ± {sd or 0:.3f}"
+def _pm(value: float | None, sd: float | None, digits: int = 3) -> str:
+    return "unknown" if value is None else f"{value:.{digits}f} ± {sd or 0:.{digits}f}"
+
+
+def _short(value: str | None) -> str:
+    return "-" if value is None else f"{float(value):.4g}"
 
 
 class Show:
@@ -138,14 +142,13 @@ class Show:
 
     def progress(self, status: dict[str, Any], left_s: float) -> None:
         """What is measured right now."""
-        clock, session, pair = status["clock"], status["session"], status["pair"] or {}
+        clock, pair = status["clock"], status["pair"] or {}
         percent = pair.get("percent_of_surface")
-        rows = f"{session['inwater_seq'] + 1}/{session['surface_seq'] + 1}"
         text = (
-            f"{left_s:3.0f} s  in-water {pair.get('inwater_value') or '-':>11}"
-            f"  surface {pair.get('surface_value') or '-':>11}"
-            f"  {'-' if percent is None else f'{percent:.1f}':>5} %"
-            f"  offset {_pm(clock['offset_ms'], clock['offset_sd_ms'])} ms  {rows} readings"
+            f"{left_s:3.0f} s  in-water {_short(pair.get('inwater_value')):>7}"
+            f"  surface {_short(pair.get('surface_value')):>7}"
+            f"  {'-' if percent is None else f'{percent:.1f}':>5} % of surface"
+            f"  offset {_pm(clock['offset_ms'], clock['offset_sd_ms'], 2)} ms"
         )
         now_s = _now_s()
         if self._live:

@@ -8,17 +8,16 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 from msgspec import Struct, structs
 
 from common.announcer import Announcer
 from common.clock import Clock, begin_epoch
+from common.disk import Disk
 from common.files import Lines, make_folder, read_json, replace
 from common.instrument import Instrument
 from common.messages import Epoch, Event, Exchange, Kind, Reading, format_utc, to_json
@@ -32,8 +31,6 @@ from topside_daemon.pi import Pi, PiError
 from topside_daemon.products import SessionRecord, produce
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
 
 PULL_S = 1.0  # between pulls that nothing hastens
 RETRY_S = 2.0  # between attempts to reach a Pi that does not answer
@@ -89,7 +86,7 @@ class Session:
         self._settled = asyncio.Event()
         self._marker_lock = asyncio.Lock()
         self._saving = asyncio.Lock()
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="session")
+        self._disk = Disk("session")
         self.mirror: Mirror | None = None
         if deck.pi is not None and record.inwater:
             in_water = folder / f"in-water_{record.session_id}"
@@ -188,8 +185,8 @@ class Session:
                 self._deck.announcer.recorder = None
         await self._settle()
         self.markers.close()
-        await self._on_disk(self._event_file.close)
-        self._disk.shutdown()
+        await self._disk.do(self._event_file.close)
+        self._disk.close()
 
     async def stop(self) -> None:
         """Ask for the end and wait for the agreement, at most a minute."""
@@ -348,20 +345,17 @@ class Session:
         async with self._saving:
             content = to_json(self.record)
             try:
-                await self._on_disk(replace, self.folder / "session.json", content)
+                await self._disk.do(replace, self.folder / "session.json", content)
             except OSError as error:
                 log.error("%s is out of date: %s", self.folder / "session.json", error.strerror)
-
-    async def _on_disk(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._disk, lambda: work(*args, **kwargs))
 
     def note(self, kind: str, detail: str, count: int = 1) -> None:
         """One line into the session's events.jsonl."""
         now = self._deck.clock.stamp()
         self.events[kind] += count
         log.info("%s: %s", kind, detail)
-        self._disk.submit(self._write_event, Event(kind, now.mono_ns, now.utc_ns, detail, count))
+        event = Event(kind, now.mono_ns, now.utc_ns, detail, count)
+        self._disk.post(lambda: self._write_event(event))
 
     def _write_event(self, event: Event) -> None:
         try:
