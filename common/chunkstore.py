@@ -16,7 +16,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from common.files import FolderInUse, FolderLock, append_whole, fsync_folder, read_json, replace
-from common.messages import HEADER, Chunk, check_row, to_json
+from common.messages import Chunk, to_json
+from common.rows import HEADER, check_row
 
 DAEMON_LEVELS = 3  # a stream folder lies this deep, at most, in the data folder that a daemon holds
 ROLL_BYTES = 2 * 1024 * 1024  # as the replaced recorder rolled

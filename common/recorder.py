@@ -18,17 +18,8 @@ from common.clock import Clock, begin_epoch
 from common.disk import Disk
 from common.files import Lines, make_folder, read_json, read_lines, replace
 from common.instrument import Arrival, Instrument
-from common.messages import (
-    Chunk,
-    Epoch,
-    Event,
-    Marker,
-    Reading,
-    encode_marker_row,
-    encode_row,
-    format_utc,
-    to_json,
-)
+from common.messages import Chunk, Epoch, Event, Marker, Reading, to_json
+from common.rows import encode_marker_row, encode_row, format_utc
 
 log = logging.getLogger(__name__)
 

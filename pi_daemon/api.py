@@ -18,7 +18,8 @@ from common import VERSION
 from common.chunkstore import CHUNK_NAME, sealed_name
 from common.clock import Clock
 from common.instrument import Instrument
-from common.messages import PROTOCOL, Marker, format_utc
+from common.messages import PROTOCOL, Marker
+from common.rows import format_utc
 from common.web import Refused, Site, answer, body, query
 from pi_daemon.sessions import Sessions, SessionState
 

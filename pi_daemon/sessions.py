@@ -14,8 +14,9 @@ from common.chunkstore import Manifest, verify
 from common.clock import Clock
 from common.files import read_json
 from common.instrument import Arrival, Instrument
-from common.messages import Chunk, Marker, format_utc
+from common.messages import Chunk, Marker
 from common.recorder import OpenChunk, Recorder, RecordingEnded, StreamRecord
+from common.rows import format_utc
 from common.service import Supervisor
 from common.web import Refused
 from pi_daemon.config import Config

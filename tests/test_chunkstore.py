@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from common.chunkstore import ROLL_BYTES, ChunkStore, Manifest, main, recover, scan, verify
-from common.messages import HEADER, Marker, decode_row, encode_marker_row, encode_row
+from common.messages import Marker
+from common.rows import HEADER, decode_row, encode_marker_row, encode_row
 from tests.sim.disk import close_files_below, content_of, full_after, lay_down, stages
 from tests.sim.drawn import reading
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.messages import Reading, format_utc, parse_utc
+from common.messages import Reading
+from common.rows import format_utc, parse_utc
 from tests.sim import MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_session, old_row, write_stream
 from topside_daemon.fusion.__main__ import UNIFIED_FILE, fuse_session, main
 from topside_daemon.fusion.stream import FusedRow

@@ -8,25 +8,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.messages import (
-    HEADER,
-    OLD_HEADER,
     Marker,
     MarkerFrame,
     Reading,
     ReadingFrame,
-    RowError,
     TimeReply,
+    pack_time_reply,
+    pack_time_request,
+    to_json,
+    unpack_time_reply,
+    unpack_time_request,
+)
+from common.rows import (
+    HEADER,
+    OLD_HEADER,
+    RowError,
     check_row,
     decode_row,
     encode_marker_row,
     encode_row,
     format_utc,
-    pack_time_reply,
-    pack_time_request,
     parse_utc,
-    to_json,
-    unpack_time_reply,
-    unpack_time_request,
 )
 from tests.sim.drawn import INSTANTS_NS, markers, readings
 

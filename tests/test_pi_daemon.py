@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from common.messages import decode_row
+from common.rows import decode_row
 from tests.sim.rig import ROOT, PiDaemon
 from tests.sim.talker import Talker
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.messages import Marker, Reading, encode_marker_row, encode_row, parse_utc, to_json
+from common.messages import Marker, Reading, to_json
+from common.rows import encode_marker_row, encode_row, parse_utc
 from tests.sim import HEAD, MS, UTC_0, Machine, S, Sensor, draw_reboots, draw_session, old_row, write_stream
 from topside_daemon.fusion.banner import banner_rows
 from topside_daemon.fusion.readers import EXCHANGES_FILE, SessionError, read_session

@@ -15,7 +15,8 @@ import zmq
 
 from common.bus import connect
 from common.files import read_lines
-from common.messages import Exchange, parse_utc
+from common.messages import Exchange
+from common.rows import parse_utc
 from tests.sim.proxy import Proxy
 from tests.sim.rig import ROOT, PiDaemon, TopsideDaemon
 from tests.sim.talker import Talker
@@ -343,7 +344,7 @@ def test_a_second_topside_is_told_who_has_the_pi(
         with TopsideDaemon(tmp_path / "second", pi=url, serial=str(other.link)) as second:
             second.wait_streaming()
             second.post("/session/start", {"mission": "second"})
-            second.wait_for(have(second, 0, 30))
+            second.wait_for(have(second, 0, 60))
             first_id = topside.session()["session_id"]
             assert first_id in second.session()["detail"]
             command = [sys.executable, "-m", "topside_daemon", "stop", "--http", f"127.0.0.1:{second.http}"]

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from common.clock import SystemClock
-from common.messages import format_utc
+from common.rows import format_utc
 from common.service import EXIT_LOSS
 from topside_daemon.truth import Comparison, compare, read_truth
 

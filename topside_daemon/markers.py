@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from common.clock import Clock
 from common.files import Lines, read_lines
-from common.messages import Exchange, Kind, Marker, format_utc
+from common.messages import Exchange, Kind, Marker
 from common.recorder import Recorder, RecordingEnded
+from common.rows import format_utc
 from topside_daemon.pi import Pi, PiError, failed_exchange
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from common.chunkstore import Manifest, open_name, scan, sealed_chunks, sealed_name
 from common.files import append_whole, fsync_folder, make_folder, read_json, replace
-from common.messages import Chunk, Epoch, Reading, RowError, decode_row, to_json
+from common.messages import Chunk, Epoch, Reading, to_json
 from common.recorder import OpenChunk, StreamRecord
+from common.rows import RowError, decode_row
 from topside_daemon.pi import Pi, PiError, Standing
 
 SIDE_FILES = ("session.json", "markers.jsonl", "events.jsonl")

@@ -13,17 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from common.clock import Clock
-from common.messages import (
-    Chunk,
-    Exchange,
-    Marker,
-    Stamp,
-    TimeReply,
-    pack_time_request,
-    parse_utc,
-    unpack_time_reply,
-)
+from common.messages import Chunk, Exchange, Marker, Stamp, TimeReply, pack_time_request, unpack_time_reply
 from common.recorder import OpenChunk
+from common.rows import parse_utc
 from common.service import ConfigError
 
 T = TypeVar("T")

@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from common.chunkstore import sealed_chunks
 from common.files import fsync_folder, read_json, read_lines, replace
-from common.messages import HEADER, Epoch, Exchange, Marker, format_utc
+from common.messages import Epoch, Exchange, Marker
 from common.recorder import StreamRecord
+from common.rows import HEADER, format_utc
 from topside_daemon.fusion.clockmodel import best_of_burst, delay_ns, group_bursts, offset_ns
 
 POLITELY = ["nice", "-n", "20"] if shutil.which("nice") else []  # the daemon asks for priority; this must not

@@ -20,8 +20,9 @@ from common.clock import Clock, begin_epoch
 from common.disk import Disk
 from common.files import Lines, make_folder, read_json, replace
 from common.instrument import Instrument
-from common.messages import Epoch, Event, Exchange, Kind, Reading, format_utc, to_json
+from common.messages import Epoch, Event, Exchange, Kind, Reading, to_json
 from common.recorder import Recorder, StreamRecord
+from common.rows import format_utc
 from common.web import Refused
 from topside_daemon.config import Config
 from topside_daemon.markers import Marked, MarkerWriter

@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from common.chunkstore import sealed_chunks
-from common.messages import MARKER_MODE, parse_utc
+from common.rows import MARKER_MODE, parse_utc
 
 
 class Line(Struct, frozen=True, gc=False):

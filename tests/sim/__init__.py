@@ -10,7 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from common.messages import HEADER, Epoch, Exchange, Reading, encode_row, format_utc, to_json
+from common.messages import Epoch, Exchange, Reading, to_json
+from common.rows import HEADER, encode_row, format_utc
 
 S = 1_000_000_000
 MS = 1_000_000

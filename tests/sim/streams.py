@@ -7,8 +7,9 @@ from pathlib import Path
 
 from common.clock import Clock
 from common.instrument import Arrival
-from common.messages import Chunk, Event, Marker, Reading, decode_row
+from common.messages import Chunk, Event, Marker, Reading
 from common.recorder import Recorder, StreamRecord
+from common.rows import decode_row
 
 SESSION_ID = "11111111-1111-4111-8111-111111111111"
 

@@ -13,15 +13,8 @@ import msgspec
 from msgspec import Struct
 
 from common.files import read_json
-from common.messages import (
-    HEADER,
-    MARKER_MODE,
-    Epoch,
-    Exchange,
-    Reading,
-    decode_row,
-    parse_utc,
-)
+from common.messages import Epoch, Exchange, Reading
+from common.rows import HEADER, MARKER_MODE, decode_row, parse_utc
 from topside_daemon.fusion.banner import banner_rows
 from topside_daemon.fusion.timeline import UNNUMBERED
 

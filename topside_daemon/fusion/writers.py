@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from common.files import fsync_folder
-from common.messages import Reading, format_utc
+from common.messages import Reading
+from common.rows import format_utc
 from topside_daemon.fusion.stream import FusedRow
 from topside_daemon.fusion.timeline import UNNUMBERED
 
