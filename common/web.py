@@ -79,7 +79,7 @@ async def _say_why(request: web.Request, handler: Handler) -> web.StreamResponse
         log.error("%s %s: %s", request.method, request.path, error)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return answer({"detail": f"{error.strerror}: look at the disk"}, 507 if full else 503)
-    except Exception:
+    except Exception:  # our bug costs its own request only, and is logged
         log.exception("%s %s", request.method, request.path)
         return answer({"detail": "our bug: the log says more"}, 500)
 

@@ -38,7 +38,7 @@ class StartRequest(Struct):
 
     rate_hz: Annotated[int, Meta(ge=1)] = 500
     schema_version: int = 1
-    mission: Annotated[str, Meta(min_length=1, max_length=200)] = "Cockpit"
+    mission: Annotated[str, Meta(max_length=200)] = "Cockpit"
     roll_interval_s: Annotated[float, Meta(gt=0)] = 60.0
     session_id: SessionId | None = None
 

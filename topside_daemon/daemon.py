@@ -21,7 +21,7 @@ from topside_daemon.config import Config
 from topside_daemon.live import Live
 from topside_daemon.pi import Pi, PiError
 from topside_daemon.products import SessionRecord
-from topside_daemon.session import Deck, Session, require
+from topside_daemon.session import Deck, Session
 
 log = logging.getLogger(__name__)
 
@@ -141,17 +141,22 @@ class Daemon:
     async def stop(self) -> dict[str, Any]:
         """End the session; answers when both sides agree, or says what is still missing."""
         async with self._changing:
-            session = require(self._session)
+            session = self._recording()
             await session.stop()
             return self._describe(session)
 
     async def mark(self, label: str) -> dict[str, Any]:
         """Write a labelled marker into both records."""
         try:
-            marked = await require(self._session).mark(label)
+            marked = await self._recording().mark(label)
         except RecordingEnded as error:
             raise Refused(400, str(error)) from None
         return dict(msgspec.to_builtins(marked))
+
+    def _recording(self) -> Session:
+        if self._session is None or self._session.ended:
+            raise Refused(400, "not recording: start a session first")
+        return self._session
 
     def status(self, brief: bool = False) -> dict[str, Any]:
         """Where everything stands, for people and scripts; brief leaves out the report of the last fusion."""

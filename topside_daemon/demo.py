@@ -190,7 +190,7 @@ class Rig:
     def __enter__(self) -> "Rig":
         try:
             self._start_all()
-        except BaseException:
+        except BaseException:  # whatever ends the start, nothing may be left running
             self._end_all()
             raise
         return self

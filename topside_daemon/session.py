@@ -23,7 +23,6 @@ from common.instrument import Instrument
 from common.messages import Epoch, Event, Exchange, Kind, Reading, to_json
 from common.recorder import Recorder, StreamRecord
 from common.rows import format_utc
-from common.web import Refused
 from topside_daemon.config import Config
 from topside_daemon.markers import Marked, MarkerWriter
 from topside_daemon.mirror import Mirror
@@ -386,17 +385,6 @@ class Session:
     def ended(self) -> bool:
         """Nothing is being recorded any more, whether or not it is settled."""
         return self.record.state != "recording"
-
-
-def require(session: Session | None) -> Session:
-    """The session that is recording.
-
-    Raises:
-        Refused: 400, none is.
-    """
-    if session is None or session.ended:
-        raise Refused(400, "not recording: start a session first")
-    return session
 
 
 def slug(mission: str) -> str:
