@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 
 from common.messages import to_json
-from common.service import ConfigError
+from common.service import ConfigError, split_address
 
 QUEUE_MESSAGES = 10_000  # a subscriber this far behind loses messages; files fill the gap
 MESSAGE_BYTES = 65_536  # the largest we send is a few hundred; a hostile frame may be gigabytes
@@ -42,6 +42,7 @@ class Publisher:
         """
         if not address.startswith("tcp://"):
             raise ConfigError(f"cannot publish on {address!r}: give --bus tcp://HOST:PORT")
+        split_address(address)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.PUB)
         self._socket.set(zmq.SNDHWM, QUEUE_MESSAGES)

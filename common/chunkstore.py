@@ -334,10 +334,13 @@ def mend(folder: Path) -> Verdict:
         mended = recover(folder)
         found = verify(folder)
         manifest = _manifest(folder) or Manifest(folder.name.rpartition("_")[2], "", 0, 0, 0, [])
-        manifest.chunks, manifest.next_chunk_index = found.chunks, len(found.chunks)
-        manifest.total_rows = sum(chunk.rows for chunk in found.chunks)
-        manifest.total_bytes = sum(chunk.size_bytes for chunk in found.chunks)
-        replace(folder / "manifest.json", to_json(manifest))
+        known = {chunk.name: chunk for chunk in manifest.chunks}  # the hash of before tells damage for ever
+        manifest.chunks = [known.get(chunk.name, chunk) for chunk in found.chunks]
+        manifest.next_chunk_index = max((chunk.index for chunk in found.chunks), default=-1) + 1
+        manifest.total_rows = sum(chunk.rows for chunk in manifest.chunks)
+        manifest.total_bytes = sum(chunk.size_bytes for chunk in manifest.chunks)
+        if manifest.chunks:
+            replace(folder / "manifest.json", to_json(manifest))
     damage = mended.damage + [line for line in found.damage if line not in mended.damage]
     return Verdict(found.chunks, mended.unclean, damage)
 

@@ -65,10 +65,10 @@ class Daemon:
 
     async def _begin(self) -> None:
         await self._sessions.resume()
+        await self._site.listen(self._config.http)
         self._supervisor.keep("instrument", self._instrument.run())
         self._supervisor.keep("status", self._tell_status())
         self._supervisor.keep("watchdog", watchdog(lambda: True))
-        await self._site.listen(self._config.http)
         notify("READY=1")
 
     async def _serve_time(self) -> TimeServer:

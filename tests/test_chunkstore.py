@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from common.chunkstore import ROLL_BYTES, ChunkStore, Manifest, main, recover, scan, verify
-from common.messages import Marker
+from common.messages import Marker, Reading
 from common.rows import HEADER, decode_row, encode_marker_row, encode_row
 from tests.sim.disk import close_files_below, content_of, full_after, lay_down, stages
 from tests.sim.drawn import reading
@@ -352,3 +352,19 @@ def test_recovery_by_command_is_done_once(tmp_path: Path) -> None:
     assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 3
     assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
     assert (folder / "chunk_00001.torn").read_bytes() == b"\0" * 10
+
+
+def test_mending_never_forgets_that_a_sealed_chunk_was_changed(tmp_path: Path) -> None:
+    """The hash of before stays in the manifest, so every later look finds the damage again."""
+    store = ChunkStore(tmp_path, "s", "t", 15.0)
+    store.append(
+        [encode_row(Reading(n, 0, n, n, "id", "freerun", "1.5")) for n in range(4)], list(range(4)), 0
+    )
+    store.seal()
+    path = tmp_path / "chunk_00000.csv"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    for action in ("verify", "recover", "verify", "recover"):
+        assert main([action, str(tmp_path)]) == 3
+    assert any("changed since" in line for line in verify(tmp_path).damage)

@@ -101,9 +101,9 @@ async def _talk(options: argparse.Namespace) -> int:
         print(json.dumps(said))
     elif options.command == "mark":
         where = "both records" if said["on_pi"] else "the surface record only"
-        print(
-            f"{said['kind']} {said['sequence']} at {said['timestamp']} in {where} {said['detail']}".rstrip()
-        )
+        print(f"{options.label!r} ({said['kind']} {said['sequence']}) at {said['timestamp']} in {where}")
+        if said["detail"]:
+            print(said["detail"])
     elif options.command == "status":
         print(status_text(said))
     else:

@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 STATUS_S = 1.0
 TICK_S = 0.1  # between looks at what the live fuser can settle
 SEEK_S = 2.0  # between attempts to find the Pi's bus
-CHECK_S = 10.0  # between looks whether it has moved
+CHECK_S = 3.0  # between looks whether it has moved
+SILENT_NS = 5_000_000_000  # the Pi speaks every second; after this it is not shown as if it did
+CONNECTED = "connected"
 
 
 class Daemon:
@@ -60,6 +62,7 @@ class Daemon:
         self._changing = asyncio.Lock()
         self._bus_state = "no Pi configured"
         self._inwater: StatusFrame | None = None  # what the Pi said last
+        self._heard_ns = self._clock.mono_ns()  # when it said anything
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -77,6 +80,7 @@ class Daemon:
 
     async def _begin(self) -> None:
         await self._resume()
+        await self._site.listen(self._config.http)
         if self._instrument is not None:
             self._supervisor.keep("instrument", self._instrument.run())
         if self._pi is not None:
@@ -84,7 +88,6 @@ class Daemon:
         self._supervisor.keep("status", self._tell_status())
         self._supervisor.keep("fuser", self._tick())
         self._supervisor.keep("watchdog", watchdog(lambda: True))
-        await self._site.listen(self._config.http)
         notify("READY=1")
 
     async def _resume(self) -> None:
@@ -160,10 +163,12 @@ class Daemon:
 
     def status(self, brief: bool = False) -> dict[str, Any]:
         """Where everything stands, for people and scripts; brief leaves out the report of the last fusion."""
-        inwater = self._inwater
+        silent = self._clock.mono_ns() - self._heard_ns > SILENT_NS
+        inwater = None if silent else self._inwater
+        bus = "silent" if silent and self._bus_state == CONNECTED else self._bus_state
         return {
             "session": self._describe(self._session, brief) if self._session else None,
-            "pi": {"url": self._config.pi, "bus": self._bus_state},
+            "pi": {"url": self._config.pi, "bus": bus},
             "inwater": {"state": inwater.state, "detail": inwater.detail} if inwater else None,
             "surface": msgspec.to_builtins(self._instrument.health()) if self._instrument else None,
             **self._live.status(),
@@ -216,7 +221,7 @@ class Daemon:
                         subscriber.close()
                     subscriber = Subscriber(f"tcp://{pi.host}:{about.bus_port}", [INWATER], self._hear)
                     port = about.bus_port
-                self._bus_is("connected" if port is not None else "an old Pi: it has no bus")
+                self._bus_is(CONNECTED if port is not None else "an old Pi: it has no bus")
                 await asyncio.sleep(CHECK_S)
         finally:
             if subscriber is not None:
@@ -230,6 +235,7 @@ class Daemon:
     def _hear(self, topic: str, payload: bytes) -> None:
         """A message from the Pi: readings of our session take the ordered way, the rest is passed on."""
         session = self._session
+        self._heard_ns = self._clock.mono_ns()
         try:
             if topic == INWATER + "reading":
                 frame = msgspec.json.decode(payload, type=ReadingFrame)

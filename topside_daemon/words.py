@@ -32,7 +32,8 @@ def status_text(status: dict[str, Any]) -> str:
     """Where everything stands now."""
     session, surface, inwater, pair = (status[key] for key in ("session", "surface", "inwater", "pair"))
     lines = [session_text(session) if session else "session   none: start one with `start`"]
-    lines.append(f"Pi        {status['pi']['url'] or 'none'}: {status['pi']['bus']}")
+    url, bus = status["pi"]["url"] or "none", status["pi"]["bus"]
+    lines.append(f"Pi        {bus if url in bus else f'{url}: {bus}'}")
     lines.append(f"in-water  {_sensor(inwater, status['inwater_value'])}")
     lines.append(f"surface   {_sensor(surface, status['surface_value'])}")
     if pair and pair["percent_of_surface"] is not None:
