@@ -10,7 +10,7 @@ from msgspec import structs
 
 from common.messages import Reading
 from tests.sim import MS, US, UTC_0, Machine, S, SimSession, draw_reboots, draw_session
-from topside_daemon.fusion.clockmodel import group_bursts
+from topside_daemon.fusion.bursts import group_bursts
 from topside_daemon.fusion.stream import FusedRow, Fuser, Timeline
 from topside_daemon.fusion.timeline import UNNUMBERED, complete_pi_epochs, complete_topside_epochs
 
@@ -133,9 +133,9 @@ def test_repeated_and_failed_bursts_are_not_taken_twice() -> None:
     timeline = Timeline(session.topside_epochs, session.pi_epochs)
     burst = session.exchanges[:8]
     failed = [structs.replace(one, status="timeout", t1_ns=one.t1_ns + S) for one in burst]
-    assert timeline.add_burst(burst) in burst
-    assert timeline.add_burst(burst) is None
-    assert timeline.add_burst(failed) is None
+    assert timeline.add_burst(burst)
+    assert not timeline.add_burst(burst)
+    assert not timeline.add_burst(failed)
     assert (timeline.used, timeline.refused) == (1, {"timeout": 8})
 
 

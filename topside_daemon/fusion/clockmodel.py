@@ -1,328 +1,329 @@
-"""Exchanges become offset(t) and drift(t), each with its standard deviation.
+"""Exchanges become offset(t) and drift(t), each with its standard deviation and a certified interval.
 
-One model covers one pair of epochs: one boot of the Pi, one boot of the topside machine. No I/O, no
-clock. Everywhere offset = Pi - topside in ns, positive: the Pi reads ahead; corrected = raw - offset.
+One model covers one unbroken run of both clocks. Here is decided which exchanges are believed; what they
+are worth is the tether's, the walk of offset and drift between them the filter bank's, what they prove
+the certificate's. No I/O, no clock.
+
+Everywhere offset = Pi - topside in ns, positive: the Pi reads ahead; corrected = raw - offset.
 Drift = d(offset)/dt, positive: the Pi gains. Deviations are one sigma.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from itertools import pairwise
 from math import sqrt
+from statistics import fmean, median
 
 from msgspec import Struct
 
-from common.messages import Exchange, to_json
+from topside_daemon.fusion.bursts import Bracket, Burst, may_follow, tightest
+from topside_daemon.fusion.certificate import Bounds, Certificate
+from topside_daemon.fusion.filterbank import FilterBank, Moments
+from topside_daemon.fusion.tether import LinkMemory, Node, Tether
 
 DRIFT_PRIOR_PPM = 85.0  # sd of the difference of two uncalibrated crystals
-STAMP_SD_NS = 12_000.0  # what is left of a perfect exchange: resolution and scheduling
-EXCESS_SHARE = 0.35  # sd of an offset as a share of the delay beyond the smallest one seen
-ASYMMETRY_SHARE = 0.14  # sd of a path's constant asymmetry as a share of half its delay
-QUEUE_SHARE = 0.58  # the same beyond a delay that only a standing queue explains; 1/sqrt(3) is "anywhere"
-QUEUE_DELAY_NS = 6_000_000
-WANDER_PER_S = 1e-14  # random walk of the drift of a crystal that dives, in (s/s)^2 per s
-DRIFT_ALLOWED_PPM = 20.0  # between neighbours a real drift stays this close to the fitted one
-DRIFT_ALLOWED_SDS = 6.0  # beside what is not yet known of the fitted one
-STAMP_ALLOWED_NS = 50_000.0  # on top of both brackets, before two of them contradict each other
-LONGEST_NS = 60_000_000_000  # no answer that late is waited for
-BURST_SPAN_NS = 10_000_000_000  # one burst is over within this; a later one under its name is another
+DRIFT_MEMORY_PPM = 10.0  # the same two crystals on another day
+GATE_SDS = 5.0  # a bracket further than this from what was foretold is not a late packet,
+GATE_NS = 50_000.0  # because late packets have wide brackets that hold the truth
+BREAK_BURSTS = 3  # bursts in a row that contradict the model but not each other: a clock has jumped
+APART_S = 1e-3  # bursts are, in their order
+NORMAL_95 = 1.96
 
 _S = 1e9  # ns
 _PPM = 1e3  # ns per s
 
 
 class Estimate(Struct, frozen=True):
-    """Offset and drift of the Pi's clock against the topside clock at one instant."""
+    """Offset and drift of the Pi's clock against the topside clock at one instant.
+
+    The 95 % interval is offset_ns +- 1.96 sd_ns; low_ns .. high_ns is the certified one.
+    """
 
     offset_ns: int
     sd_ns: int
     drift_ppm: float
     drift_sd_ppm: float
+    low_ns: int
+    high_ns: int
 
 
-class _Burst(Struct, frozen=True, gc=False):
-    pi_mono_ns: int
-    offset_ns: int
-    delay_ns: int
+class Evidence(Struct, frozen=True):
+    """What a model stands on. Residuals: measured minus smoothed offset of the bursts in use.
 
-
-class _Line:
-    """Weighted straight line with a Gaussian prior on its slope, centred on the running mean.
-
-    x in s and y in ns, both from an integer origin, because a float cannot hold an epoch in ns.
-    The centred sums are Welford's recurrences with weights (West 1979).
+    wander: mean strength of the drift's random walk, (s/s)^2 per s. contradictions: intervals between
+    bursts in which their brackets exclude each other, so that the certificate is void.
     """
 
-    def __init__(self, origin: _Burst) -> None:
-        self._origin = origin
-        self._prior = 1.0 / (DRIFT_PRIOR_PPM * _PPM) ** 2
-        self._n = 0
-        self._weight = self._mean_x = self._mean_y = 0.0
-        self._sxx = self._sxy = self._syy = 0.0
+    residual_rms_ns: int
+    residual_max_ns: int
+    delay_median_ns: int
+    delay_p95_ns: int
+    transport: str
+    http_bias_ns: int | None
+    wander: float
+    contradictions: int
 
-    def add(self, burst: _Burst, variance_ns2: float) -> None:
-        x = (burst.pi_mono_ns - self._origin.pi_mono_ns) / _S
-        y = float(burst.offset_ns - self._origin.offset_ns)
-        weight = 1.0 / variance_ns2
-        self._n += 1
-        self._weight += weight
-        dx, dy = x - self._mean_x, y - self._mean_y
-        self._mean_x += dx * weight / self._weight
-        self._mean_y += dy * weight / self._weight
-        self._sxx += weight * dx * (x - self._mean_x)
-        self._sxy += weight * dx * (y - self._mean_y)
-        self._syy += weight * dy * (y - self._mean_y)
 
-    @property
-    def slope(self) -> float:
-        """ns per s."""
-        return self._sxy / (self._sxx + self._prior)
+class _Span(Struct, gc=False):
+    """Between two bursts, or outside the outermost: bounds in ns from the origin, and the variance that no
+    number of bursts can lower, at both ends."""
 
-    @property
-    def chi2(self) -> float:
-        """Weighted mean square of the residuals, prior included; 1 when the weights tell the truth."""
-        if self._n < 2:
-            return 1.0
-        rss = self._syy - self._sxy * self._sxy / (self._sxx + self._prior)
-        return max(0.0, rss) / (self._n - 1)
-
-    @property
-    def slope_variance(self) -> float:
-        return max(1.0, self.chi2) / (self._sxx + self._prior)
-
-    def at(self, pi_mono_ns: int) -> tuple[int, float]:
-        """Offset in ns and the variance of the fit there in ns^2."""
-        x = (pi_mono_ns - self._origin.pi_mono_ns) / _S - self._mean_x
-        variance = max(1.0, self.chi2) / self._weight + x * x * self.slope_variance
-        return self._origin.offset_ns + round(self._mean_y + self.slope * x), variance
-
-    @property
-    def misfit_variance(self) -> float:
-        """What the residuals exceed the weights by, in ns^2: a curve that a line cannot follow.
-
-        Unlike noise it does not average out, so it is not divided by the number of bursts.
-        """
-        return max(0.0, self.chi2 - 1.0) * self._n / self._weight
+    start: float
+    end: float
+    bounds: Bounds
+    left_variance: float
+    right_variance: float
 
 
 class ClockModel:
-    """The Pi's clock against the topside clock over one pair of epochs.
+    """The Pi's clock against the topside clock over one unbroken run of both.
 
-    Bursts are added in the order of their time; the same bursts in the same order give the same
-    model to the last bit.
+    Bursts are taken in the order of their time; the same bursts give the same model to the last bit,
+    whether they come live or from a file.
     """
 
-    def __init__(self) -> None:
-        self._kept: list[_Burst] = []
-        self._doubted: list[_Burst] = []
+    def __init__(self, memory: LinkMemory | None = None) -> None:
+        self._memory = memory
+        self._origin = Bracket(0, 0, 0, 0)
+        self._reset()
         self._seen = 0
-        self._line: _Line | None = None
-        self._floor_ns = 0  # the delay that weights count from, at most one stamp sd above the smallest
-        self._delay_min_ns = 0
+        self._doubted: list[Burst] = []
+
+    def _reset(self) -> None:
+        memory = self._memory
+        drift_ppm, sd_ppm = (memory.drift_ppm, DRIFT_MEMORY_PPM) if memory else (0.0, DRIFT_PRIOR_PPM)
+        self._bank = FilterBank(drift_ppm * _PPM, sd_ppm * _PPM)
+        self._tether = Tether(memory)
+        self._nodes = self._tether.nodes
+        self._forget()
+
+    def _forget(self) -> None:
+        self._certificate: Certificate | None = None
+        self._spans: dict[int, _Span] = {}
+
+    def take(self, burst: Burst) -> bool:
+        """Take one burst into the model; False if its brackets contradict what is known.
+
+        O(1), except that a new smallest delay is news for the bursts of the last quarter of an hour.
+        """
+        self._seen += 1
+        node = self._judge(burst)
+        if node is not None:
+            self._doubted.clear()
+            self._keep(node)
+            return True
+        if self._doubted and not may_follow(self._doubted[-1], burst):
+            self._doubted.clear()
+        self._doubted.append(burst)
+        if len(self._doubted) <= len(self._nodes):
+            return False
+        believed, self._doubted = self._doubted, []
+        self._reset()
+        self._seen -= len(believed)
+        for one in believed:
+            self.take(one)
+        return True
+
+    @property
+    def broken(self) -> list[Burst]:
+        """The newest bursts, where they agree with each other and not with the model: another run has
+        begun, and needs another model. Empty otherwise."""
+        return self._doubted if len(self._doubted) >= BREAK_BURSTS else []
+
+    def let_go(self) -> None:
+        """Leave the bursts in `broken` to another model."""
+        self._seen -= len(self._doubted)
+        self._doubted = []
 
     @property
     def used(self) -> int:
-        """Bursts the fit stands on."""
-        return len(self._kept)
+        """Bursts the model stands on."""
+        return len(self._nodes)
 
     @property
     def refused(self) -> int:
-        """Bursts left out because their bracket contradicts their neighbours'."""
-        return self._seen - len(self._kept)
+        """Bursts whose brackets contradict the others'."""
+        return self._seen - len(self._nodes)
+
+    @property
+    def left_out(self) -> int:
+        """Exchanges that contradict the model, in bursts that do not."""
+        return sum(node.left_out for node in self._nodes)
 
     @property
     def delay_min_ns(self) -> int:
         """The smallest delay among the bursts in use; 0 before the first."""
-        return self._delay_min_ns
+        return round(self._tether.delay_min) if self._nodes else 0
 
     @property
-    def span_ns(self) -> tuple[int, int] | None:
-        """Pi time of the first and the last burst in use; None before the first."""
-        return (self._kept[0].pi_mono_ns, self._kept[-1].pi_mono_ns) if self._kept else None
+    def span_ns(self) -> tuple[int, int]:
+        """Pi time of the first and the last burst in use; (0, 0) before the first."""
+        if not self._nodes:
+            return (0, 0)
+        return (self._nodes[0].bracket.pi_mono_ns, self._nodes[-1].bracket.pi_mono_ns)
 
-    def add(self, pi_mono_ns: int, offset_ns: int, delay_ns: int) -> bool:
-        """Take the best exchange of one burst into the fit; False if it contradicts its neighbours.
+    def _judge(self, burst: Burst) -> Node | None:
+        """What the burst measures, as far as it can be true; None if most of it cannot."""
+        brackets = list(burst.brackets)
+        if not self._nodes:
+            self._origin = tightest(brackets)
+        else:
+            brackets = self._believed(burst)
+            if 2 * len(brackets) < len(burst.brackets):
+                return None
+        bracket = tightest(brackets)
+        t = self._seconds(bracket.pi_mono_ns)
+        return Node(
+            burst=burst,
+            bracket=bracket,
+            left_out=len(burst.brackets) - len(brackets),
+            t=max(t, self._nodes[-1].t + APART_S) if self._nodes else t,
+            offset=float(bracket.offset_ns - self._origin.offset_ns) - self._tether.http_bias(burst),
+            delay=float(max(0, bracket.width_ns)),
+        )
 
-        The truth lies within delay/2 of every measured offset, so two neighbours that no real drift
-        can join are not both true; the longer chain of bursts that agree is believed. O(1), except
-        that a new smallest delay or a lost belief fits anew what is kept: about log(n) times in n.
+    def _believed(self, burst: Burst) -> list[Bracket]:
+        """The exchanges that can be true.
+
+        The quickest of the last minutes measured the same as now, asymmetry and all, unless the path
+        has changed; what a minority says against that is not a path.
         """
-        burst = _Burst(pi_mono_ns, offset_ns, delay_ns)
-        self._seen += 1
-        if self._line is None or self._agrees(self._kept[-1], burst, self._line):
-            self._doubted.clear()
-            self._keep(burst)
-            return True
-        if not self._doubted or not self._agrees(self._doubted[-1], burst, _Line(burst)):
-            self._doubted.clear()
-        self._doubted.append(burst)
-        if len(self._doubted) <= len(self._kept):
-            return False
-        self._kept, self._doubted = self._doubted, []
-        self._refit()
-        return True
+        moments = self._bank.at(self._seconds(burst.pi_mono_ns))
+        foretold_ns = self._origin.offset_ns + round(moments.offset)
+        last = self._nodes[-1]
+        far_ns = round(GATE_SDS * sqrt(moments.variance + self._tether.constant_variance(last)) + GATE_NS)
+        possible = [one for one in burst.brackets if _within(one.inside(0), foretold_ns, far_ns)]
+        near_ns = round(GATE_SDS * sqrt(moments.variance) + GATE_NS)
+        floor_ns = round(last.floor) if last.burst.transport == burst.transport else 0
+        likely = [one for one in possible if _within(one.inside(floor_ns), foretold_ns, near_ns)]
+        return likely if 2 * len(likely) > len(possible) else possible
 
-    @staticmethod
-    def _agrees(before: _Burst, after: _Burst, line: _Line) -> bool:
-        elapsed_s = abs(after.pi_mono_ns - before.pi_mono_ns) / _S
-        signed_s = (after.pi_mono_ns - before.pi_mono_ns) / _S
-        apart_ns = abs(after.offset_ns - before.offset_ns - line.slope * signed_s)
-        drift = DRIFT_ALLOWED_PPM * _PPM + DRIFT_ALLOWED_SDS * sqrt(line.slope_variance)
-        return apart_ns <= (before.delay_ns + after.delay_ns) / 2 + STAMP_ALLOWED_NS + drift * elapsed_s
-
-    def _keep(self, burst: _Burst) -> None:
-        self._kept.append(burst)
-        if self._line is None or burst.delay_ns < self._floor_ns - STAMP_SD_NS:
-            self._refit()
-            return
-        self._delay_min_ns = min(self._delay_min_ns, burst.delay_ns)
-        self._line.add(burst, self._variance(burst))
-
-    def _refit(self) -> None:
-        self._floor_ns = self._delay_min_ns = min(burst.delay_ns for burst in self._kept)
-        self._line = _Line(self._kept[0])
-        for burst in self._kept:
-            self._line.add(burst, self._variance(burst))
-
-    def _variance(self, burst: _Burst) -> float:
-        excess_ns = max(0, burst.delay_ns - self._floor_ns)
-        return STAMP_SD_NS**2 + (EXCESS_SHARE * excess_ns) ** 2
+    def _keep(self, node: Node) -> None:
+        """Append a node, and run the filters from the first burst to which its delay is news."""
+        first = self._tether.add(node)
+        self._bank.cut(first)
+        for one in self._nodes[first:]:
+            self._bank.take(one.t, self._tether.witnesses(one))
+        self._forget()
 
     def at(self, pi_mono_ns: int) -> Estimate:
         """Offset and drift at an instant of the Pi's monotonic clock.
 
-        The deviation joins the fit, what a line misses of the bends inside and between bursts, a
-        constant asymmetry of the path that no exchange can see, and, outside the span of the bursts,
-        a drift that wanders on.
+        Inside the span of the bursts smoothed with all of them, outside foretold. The deviation joins
+        the filters' own, what they disagree on, a constant asymmetry of the path that no exchange can
+        see, and a path that has changed.
 
         Raises:
-            LookupError: nothing has been added yet.
+            LookupError: nothing has been taken yet.
         """
-        if self._line is None:
+        if not self._nodes:
             raise LookupError("no exchange yet")
-        offset_ns, variance = self._line.at(pi_mono_ns)
-        variance += self._line.misfit_variance + self._asymmetry_sd() ** 2
-        variance += self._wander_variance(pi_mono_ns)
-        drift_variance = self._line.slope_variance + self._drift_wander_variance()
+        t = self._seconds(pi_mono_ns)
+        moments = self._bank.at(t)
+        span = self._span(t)
+        after, before = t - span.start, span.end - t
+        low, high = span.bounds.at(after, before)
+        share = after / (after + before) if after + before > 0 else 0.0
+        constant = span.left_variance + share * (span.right_variance - span.left_variance)
+        return self._estimate(moments, constant, low, high)
+
+    def _estimate(self, moments: Moments, constant: float, low: float, high: float) -> Estimate:
+        offset, variance, drift, drift_variance = moments
+        if low > high:  # contradictions beyond all that is allowed: the truth may be on either side
+            low, high = min(high, offset), max(low, offset)
+        offset = min(max(offset, low), high)
+        sd = min(sqrt(variance + constant), max(offset - low, high - offset) / NORMAL_95)
+        origin = self._origin.offset_ns
         return Estimate(
-            offset_ns=offset_ns,
-            sd_ns=round(sqrt(variance)),
-            drift_ppm=self._line.slope / _PPM,
+            offset_ns=origin + round(offset),
+            sd_ns=round(sd),
+            drift_ppm=drift / _PPM,
             drift_sd_ppm=sqrt(drift_variance) / _PPM,
+            low_ns=origin + int(low // 1),
+            high_ns=origin - int(-high // 1),
         )
 
-    def _asymmetry_sd(self) -> float:
-        """ns."""
-        queue_ns = max(0, self._delay_min_ns - QUEUE_DELAY_NS)
-        return (ASYMMETRY_SHARE * (self._delay_min_ns - queue_ns) + QUEUE_SHARE * queue_ns) / 2
+    def unsettled_ns(self, ahead_s: float) -> int:
+        """One sigma of what the next burst, this much later, may show that the filters do not foresee:
+        large while the drift is young, and while it changes."""
+        return round(sqrt(self._bank.at(self._nodes[-1].t + ahead_s).variance)) if self._nodes else 0
 
-    def _span_s(self) -> float:
-        return abs(self._kept[-1].pi_mono_ns - self._kept[0].pi_mono_ns) / _S
-
-    def _drift_wander_variance(self) -> float:
-        """Of the drift at one end against its mean over the span, in (ns/s)^2: q T / 3."""
-        return WANDER_PER_S * _S**2 * self._span_s() / 3
-
-    def _wander_variance(self, pi_mono_ns: int) -> float:
-        """ns^2: q L^3 / 48 halfway between two bursts L apart; beyond them the walk goes free."""
-        first, last = self._kept[0].pi_mono_ns, self._kept[-1].pi_mono_ns
-        apart_s = self._span_s() / max(1, len(self._kept) - 1)
-        beyond_s = max(0, first - pi_mono_ns, pi_mono_ns - last) / _S
-        walk = WANDER_PER_S * _S**2 * (apart_s**3 / 48 + beyond_s**3 / 3)
-        return walk + self._drift_wander_variance() * beyond_s**2
-
-
-def delay_ns(exchange: Exchange) -> int:
-    """(t4-t1) - (t3-t2) of a whole exchange, in ns; `refusal` says whether it is one."""
-    t1, t2, t3, t4 = _stamps(exchange)
-    return (t4 - t1) - (t3 - t2)
-
-
-def offset_ns(exchange: Exchange) -> int:
-    """((t2-t1) + (t3-t4)) / 2 of a whole exchange, in ns, rounded down."""
-    t1, t2, t3, t4 = _stamps(exchange)
-    return ((t2 - t1) + (t3 - t4)) // 2
-
-
-def pi_mono_ns(exchange: Exchange) -> int:
-    """The instant on the Pi's clock that a whole exchange speaks for: halfway from t2 to t3."""
-    _, t2, t3, _ = _stamps(exchange)
-    return (t2 + t3) // 2
-
-
-def _stamps(exchange: Exchange) -> tuple[int, int, int, int]:
-    t2, t3, t4 = exchange.t2_ns, exchange.t3_ns, exchange.t4_ns
-    if t2 is None or t3 is None or t4 is None:
-        raise ValueError("the exchange has no answer")
-    return exchange.t1_ns, t2, t3, t4
-
-
-def refusal(exchange: Exchange) -> str | None:
-    """Why an exchange cannot be used by itself; None if it can."""
-    if exchange.status != "ok":
-        return exchange.status
-    if exchange.t2_ns is None or exchange.t3_ns is None or exchange.t4_ns is None:
-        return "stamp missing"
-    if exchange.pi_boot_id is None:
-        return "boot id missing"
-    if exchange.t4_ns - exchange.t1_ns > LONGEST_NS:
-        return "absurd delay"
-    if exchange.t4_ns < exchange.t1_ns or exchange.t3_ns < exchange.t2_ns:
-        return "stamps out of order"
-    if delay_ns(exchange) < 0:
-        return "negative delay"
-    return None
-
-
-def best_of_burst(exchanges: Iterable[Exchange], refused: Counter[str] | None = None) -> Exchange | None:
-    """The exchange with the smallest delay among those of one burst that can be used.
-
-    Where brackets (t3-t4 <= offset <= t2-t1) inside the burst exclude each other, the side of the
-    majority is believed. What is refused is counted by its reason in *refused*.
-    """
-    counts: Counter[str] = Counter() if refused is None else refused
-    usable = []
-    for exchange in exchanges:
-        reason = refusal(exchange)
-        if reason is None:
-            usable.append(exchange)
-        else:
-            counts[reason] += 1
-    agreeing = [exchange for exchange in usable if _has_majority(exchange, usable)]
-    if len(agreeing) < len(usable):
-        counts["contradicts its burst"] += len(usable) - len(agreeing)
-    return min(agreeing, key=lambda exchange: (delay_ns(exchange), exchange.t1_ns), default=None)
-
-
-def _has_majority(exchange: Exchange, burst: Sequence[Exchange]) -> bool:
-    def meets(other: Exchange) -> bool:
-        apart_ns = abs(offset_ns(exchange) - offset_ns(other))
-        return apart_ns <= (delay_ns(exchange) + delay_ns(other)) / 2 + STAMP_ALLOWED_NS
-
-    return 2 * sum(map(meets, burst)) >= len(burst)
-
-
-def group_bursts(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
-    """Exchanges as bursts in the order of their time, whatever order and how often they are given.
-
-    A burst is what shares (sync_id, kind, sequence) and both boots within ten seconds.
-    """
-    latest: dict[tuple[str, str | None, str, str, int], list[Exchange]] = {}
-    bursts: list[list[Exchange]] = []
-    unique = set(exchanges)
-    began: dict[str, int] = {}  # by wall time, the only clock that survives a boot
-    for one in unique:
-        began[one.topside_boot_id] = min(
-            one.topside_utc_ns, began.get(one.topside_boot_id, one.topside_utc_ns)
+    def evidence(self, newest: int | None = None) -> Evidence:
+        """What the model stands on, once a burst has been taken: all of it, or its newest bursts."""
+        nodes = self._nodes[-newest:] if newest else self._nodes
+        residuals = [node.offset - self._bank.at(node.t).offset for node in nodes]
+        delays = sorted(node.delay for node in nodes)
+        inner = [self._span((one.t + other.t) / 2) for one, other in pairwise(nodes)]
+        return Evidence(
+            residual_rms_ns=round(sqrt(fmean(one * one for one in residuals))),
+            residual_max_ns=round(max(map(abs, residuals))),
+            delay_median_ns=round(median(delays)),
+            delay_p95_ns=round(delays[(len(delays) - 1) * 95 // 100]),
+            transport=self._nodes[0].burst.transport,
+            http_bias_ns=self._tether.http_bias_ns,
+            wander=self._bank.wander,
+            contradictions=sum(span.bounds.contradict for span in inner),
         )
-    order = sorted(
-        unique, key=lambda one: (began[one.topside_boot_id], one.topside_boot_id, one.t1_ns, to_json(one))
-    )
-    for exchange in order:
-        marker = (exchange.sync_id, exchange.kind, exchange.sequence)
-        name = (exchange.topside_boot_id, exchange.pi_boot_id, *marker)
-        burst = latest.get(name)
-        if burst is None or exchange.t1_ns - burst[0].t1_ns > BURST_SPAN_NS:
-            burst = latest[name] = []
-            bursts.append(burst)
-        burst.append(exchange)
-    return bursts
+
+    def learned(self, utc_ns: int) -> LinkMemory | None:
+        """What the next session over this link may start from, learned at *utc_ns*.
+
+        None before the drift is known better than a memory is trusted.
+        """
+        if not self._nodes:
+            return None
+        now = self._bank.at(self._nodes[-1].t)
+        if sqrt(now.drift_variance) > DRIFT_MEMORY_PPM * _PPM:
+            return None
+        before, bias_ns = self._memory or LinkMemory(0.0), self._tether.http_bias_ns
+        return LinkMemory(
+            drift_ppm=now.drift / _PPM,
+            delay_floor_ns=before.delay_floor_ns | self._tether.floors_ns(),
+            http_bias_ns=before.http_bias_ns if bias_ns is None else bias_ns,
+            utc_ns=utc_ns,
+        )
+
+    def _span(self, t: float) -> _Span:
+        place = bisect_right(self._nodes, t, key=_instant) - 1
+        beyond = 0 if place < 0 else len(self._nodes) - 1 if place == len(self._nodes) - 1 else None
+        if beyond is not None:  # its window reaches as far as the question
+            edge = self._nodes[beyond].t
+            start, end = min(edge, t), max(edge, t)
+            constant = self._tether.constant_variance(self._nodes[beyond])
+            return _Span(start, end, self._certify().between(place, start, end), constant, constant)
+        if place not in self._spans:
+            left, right = self._nodes[place], self._nodes[place + 1]
+            self._spans[place] = _Span(
+                left.t,
+                right.t,
+                self._certify().between(place, left.t, right.t),
+                self._tether.constant_variance(left),
+                self._tether.constant_variance(right),
+            )
+        return self._spans[place]
+
+    def _certify(self) -> Certificate:
+        if self._certificate is None:
+            origin = self._origin
+            self._certificate = Certificate(
+                [
+                    (
+                        self._seconds(node.bracket.low_at_ns),
+                        float(node.bracket.low_ns - origin.offset_ns),
+                        self._seconds(node.bracket.high_at_ns),
+                        float(node.bracket.high_ns - origin.offset_ns),
+                    )
+                    for node in self._nodes
+                ]
+            )
+        return self._certificate
+
+    def _seconds(self, pi_mono_ns: int) -> float:
+        return (pi_mono_ns - self._origin.pi_mono_ns) / _S
+
+
+def _within(bounds_ns: tuple[int, int], at_ns: int, slack_ns: int) -> bool:
+    return bounds_ns[0] - slack_ns <= at_ns <= bounds_ns[1] + slack_ns
+
+
+def _instant(node: Node) -> float:
+    return node.t

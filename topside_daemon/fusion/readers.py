@@ -5,35 +5,31 @@ and line; nothing in a file raises.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from common.files import read_json
-from common.messages import Epoch, Exchange, Reading
-from common.rows import HEADER, MARKER_MODE, decode_row, parse_utc
+from common.files import read_json, read_lines
+from common.messages import Epoch, Exchange, Marker, Reading
+from common.rows import HEADER, decode_row
 from topside_daemon.fusion.banner import banner_rows
+from topside_daemon.fusion.cockpit import decode_marker_row, decode_old_row, read_metadata, with_measured
+from topside_daemon.fusion.ladder import Ladder, Record, climb
+from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.fusion.timeline import UNNUMBERED
 
 EXCHANGES_FILE = "exchanges.jsonl"
 SESSION_FILE = "session.json"
+MARKERS_FILE = "markers.jsonl"
 _CHUNK = re.compile(r"chunk_(\d+)\.(csv|tmp|csv\.tmp)")  # the last is an open chunk of the old Cockpit
 _COMBINED = "session.csv"
 _HEADER_START = b"timestamp,"
-_NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d+)?")
-_NOTHING = (
-    b"",
-    b"null",
-    b"None",
-    b"NaN",
-    b"nan",
-    b"undefined",
-)  # as the old recorders wrote a missing number
 _OUR_FIELDS = HEADER.count(",") + 1
-_OLD_FIELDS_MIN = 4  # timestamp, sensor, mode, value: what old readers ask of a row
 _WIDEST_NS = 1 << 63
 
 
@@ -50,26 +46,39 @@ class Reject(Struct, frozen=True):
 
 
 class Stream(Struct):
-    """One sensor's record. torn: rows cut off at the open end of a chunk; missing: holes in seq."""
+    """One sensor's record. torn: rows cut off at the open end of a chunk; missing: holes in seq.
+
+    readings: unnumbered ones first, in the order of arrival, their epoch the piece of their clock (see
+    `ladder`). sensor: its configuration as it was recorded. markers: how many rows were; marked: those
+    with a name, the fullest record of each first.
+    """
 
     name: str
     readings: list[Reading] = []
     epochs: list[Epoch] = []
     markers: int = 0
+    marked: list[Marker] = []
     duplicates: int = 0
     torn: int = 0
     missing: int = 0
     rejects: list[Reject] = []
+    sensor: dict[str, Any] | None = None
 
 
 class Session(Struct):
-    """What a folder holds. epochs are the topside machine's; notes say what optional part was unusable."""
+    """What a folder holds. epochs are the topside machine's; notes say what optional part was unusable.
+
+    ladder: the clock for what has no exchanges. link: what earlier sessions had shown of the pair of
+    machines when this one began.
+    """
 
     path: Path
     inwater: Stream
     surface: Stream
+    ladder: Ladder
     exchanges: list[Exchange] = []
     epochs: list[Epoch] = []
+    link: LinkMemory | None = None
     rejects: list[Reject] = []
     notes: list[str] = []
 
@@ -93,16 +102,32 @@ def read_session(path: Path) -> Session:
     """
     inwater, surface = _locate(path)
     notes: list[str] = []
-    session = Session(
-        path=path,
-        inwater=_read_stream(path, inwater, notes),
-        surface=_read_stream(path, surface, notes),
-        notes=notes,
-    )
+    streams = (_read_stream(path, inwater, notes), _read_stream(path, surface, notes))
+    ladder = _climb(path, streams, notes)
+    session = Session(path=path, inwater=streams[0], surface=streams[1], ladder=ladder, notes=notes)
     if path not in (inwater, surface):
-        session.epochs = _read_epochs(path, notes)
+        record = _read_record(path, notes)
+        session.epochs, session.link = record.epochs, record.link
     _read_exchanges(session)
     return session
+
+
+def _climb(path: Path, streams: tuple[Stream, Stream], notes: list[str]) -> Ladder:
+    """The ladder of a session, and its pieces put down in the readings."""
+    metadata = read_metadata(path, notes)
+    for stream, measured in zip(streams, metadata.markers, strict=True):
+        labels_ns = [reading.utc_ns for reading in stream.readings if reading.seq == UNNUMBERED]
+        if labels_ns:
+            stream.marked = with_measured(stream.marked, measured, labels_ns)
+    inwater, surface = streams
+    ladder = climb(
+        Record(inwater.readings, inwater.marked),
+        Record(surface.readings, surface.marked),
+        metadata.time_sync,
+    )
+    inwater.readings = ladder.place_inwater(inwater.readings)
+    surface.readings = ladder.place_surface(surface.readings)
+    return ladder
 
 
 def _locate(path: Path) -> tuple[Path | None, Path | None]:
@@ -143,17 +168,22 @@ def _files(folder: Path) -> list[Path]:
 def _read_stream(session: Path, folder: Path | None, notes: list[str]) -> Stream:
     if folder is None:
         return Stream(name="")
-    stream = Stream(name=folder.name, epochs=_read_epochs(folder, notes))
-    rows: list[_Row] = []
+    record = _read_record(folder, notes)
+    stream = Stream(name=folder.name, epochs=record.epochs, sensor=record.sensor)
+    old: list[_Row] = []
+    ours: list[Reading] = []
     for file in _files(folder):
-        rows += _read_rows(file, str(file.relative_to(session)), stream)
-    ours = [row.reading for row in rows if row.reading.seq != UNNUMBERED]
-    old = [row for row in rows if row.reading.seq == UNNUMBERED]
+        rows = _read_rows(file, str(file.relative_to(session)), stream, len(old))
+        old += [row for row in rows if row.reading.seq == UNNUMBERED]
+        ours += [row.reading for row in rows if row.reading.seq != UNNUMBERED]
     stream.readings = _without_banner(old, stream) + _without_duplicates(ours, stream)
+    if named := list(read_lines(folder / MARKERS_FILE, Marker)):
+        stream.marked = named + [marker for marker in stream.marked if marker.kind != "PERIODIC"]
     return stream
 
 
-def _read_rows(file: Path, name: str, stream: Stream) -> list[_Row]:
+def _read_rows(file: Path, name: str, stream: Stream, old_before: int) -> list[_Row]:
+    """Its rows; old markers are placed among the old readings, old_before of which are in other files."""
     rows: list[_Row] = []
     rejects: list[Reject] = []
     ours: bool | None = None
@@ -171,11 +201,13 @@ def _read_rows(file: Path, name: str, stream: Stream) -> list[_Row]:
             if ours is None:
                 ours = content.count(b",") + 1 >= _OUR_FIELDS
             try:
-                reading = decode_row(line) if ours else _decode_old_row(content)
-                if reading is None:
-                    stream.markers += 1
+                decoded = _decode(line) if ours else decode_old_row(content)
+                if isinstance(decoded, Reading):
+                    rows.append(_Row(name, number, _in_range(decoded)))
                 else:
-                    rows.append(_Row(name, number, _in_range(reading)))
+                    stream.markers += 1
+                if isinstance(decoded, Marker):
+                    stream.marked.append(replace(decoded, after_seq=old_before + len(rows) - 1))
                 last_good = number
             except ValueError as error:
                 rejects.append(Reject(name, number, str(error)))
@@ -198,41 +230,21 @@ def _in_range(reading: Reading) -> Reading:
     return reading
 
 
-def _decode_old_row(content: bytes) -> Reading | None:
-    """A row of six columns, None for a marker.
-
-    Raises:
-        ValueError: not a row; the message says why.
-    """
-    fields = content.split(b",")
-    if len(fields) < _OLD_FIELDS_MIN:
-        raise ValueError(f"{len(fields)} fields, expected 6: {content[:80]!r}")
-    timestamp, sensor_id, mode, value = (field.decode("utf-8") for field in fields[:_OLD_FIELDS_MIN])
-    utc_ns = parse_utc(timestamp.strip())
-    if mode.startswith(MARKER_MODE):
-        return None
-    if not _NUMBER.fullmatch(fields[3].strip()):
-        raise ValueError(f"value is not a number: {content[:80]!r}")
-    temp_c, vin = (_optional_number(field.strip(), content) for field in [*fields[4:6], b"", b""][:2])
-    return Reading(UNNUMBERED, UNNUMBERED, 0, utc_ns, sensor_id, mode, value.strip(), temp_c, vin)
-
-
-def _optional_number(field: bytes, content: bytes) -> str | None:
-    if field in _NOTHING:
-        return None
-    if not _NUMBER.fullmatch(field):
-        raise ValueError(f"TempC or Vin is not a number: {content[:80]!r}")
-    return field.decode("ascii")
+def _decode(line: bytes) -> Reading | Marker | None:
+    return decode_row(line) or decode_marker_row(line)
 
 
 def _without_banner(rows: list[_Row], stream: Stream) -> list[Reading]:
-    """Old rows in the order of their label, the only time they have."""
+    """Old rows in the order of arrival: a label is no order, its clock may have been set."""
     banner = banner_rows([row.reading for row in rows])
     for index in sorted(banner):
         file, line, reading = rows[index]
         stream.rejects.append(Reject(file, line, f"number of the boot text, not a reading: {reading.value}"))
-    readings = [row.reading for index, row in enumerate(rows) if index not in banner]
-    return sorted(readings, key=lambda reading: reading.utc_ns)
+    kept = [index for index in range(len(rows)) if index not in banner]
+    stream.marked = [
+        replace(marker, after_seq=bisect_right(kept, marker.after_seq) - 1) for marker in stream.marked
+    ]
+    return [rows[index].reading for index in kept]
 
 
 def _without_duplicates(readings: Iterable[Reading], stream: Stream) -> list[Reading]:
@@ -244,17 +256,20 @@ def _without_duplicates(readings: Iterable[Reading], stream: Stream) -> list[Rea
     return list(unique.values())
 
 
-class _Epochs(Struct):
+class _Record(Struct):
+    """The part of a session.json, of a session or of one stream, that fusion uses."""
+
     epochs: list[Epoch] = []
+    link: LinkMemory | None = None
+    sensor: dict[str, Any] | None = None
 
 
-def _read_epochs(folder: Path, notes: list[str]) -> list[Epoch]:
+def _read_record(folder: Path, notes: list[str]) -> _Record:
     try:
-        found = read_json(folder / SESSION_FILE, _Epochs)
+        return read_json(folder / SESSION_FILE, _Record) or _Record()
     except ValueError as error:
         notes.append(f"not used: {error}")
-        return []
-    return found.epochs if found else []
+        return _Record()
 
 
 def _read_exchanges(session: Session) -> None:

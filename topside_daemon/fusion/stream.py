@@ -36,6 +36,8 @@ class FusedRow(Struct, frozen=True, gc=False):
     offset_sd_ns: int | None
     pair_dt_ns: int | None
     clock_status: ClockStatus
+    offset_low_ns: int | None = None
+    offset_high_ns: int | None = None
 
 
 class _Numbers:
@@ -106,16 +108,20 @@ class Fuser:
         """Change the tolerance from here on; for the live fuser, which learns the periods as it runs."""
         self._matcher.tolerance_ns = tolerance_ns
 
-    def push_inwater(self, reading: Reading) -> None:
-        """Take one in-water reading; a seq that came before is counted and dropped."""
+    def push_inwater(self, reading: Reading, moved_ns: int = 0) -> None:
+        """Take one in-water reading; a seq that came before is counted and dropped.
+
+        Args:
+            moved_ns: how much later than its stamp it would have come without jitter.
+        """
         if self._is_new(INWATER, reading):
             corrected = self._timeline.inwater_time(reading)
-            self._push(INWATER, reading, corrected.time_ns, corrected)
+            self._push(INWATER, reading, corrected.time_ns + moved_ns, corrected)
 
-    def push_surface(self, reading: Reading) -> None:
-        """Take one surface reading; a seq that came before is counted and dropped."""
+    def push_surface(self, reading: Reading, moved_ns: int = 0) -> None:
+        """Take one surface reading, in the same way."""
         if self._is_new(SURFACE, reading):
-            self._push(SURFACE, reading, self._timeline.surface_time(reading), None)
+            self._push(SURFACE, reading, self._timeline.surface_time(reading) + moved_ns, None)
 
     def _is_new(self, side: int, reading: Reading) -> bool:
         new = reading.seq == UNNUMBERED or self._seen[side].add(reading.seq)
@@ -186,6 +192,8 @@ class Fuser:
             surface=(partner.reading if partner else None) if corrected else first.reading,
             offset_ns=corrected.offset_ns if corrected else None,
             offset_sd_ns=corrected.offset_sd_ns if corrected else None,
+            offset_low_ns=corrected.low_ns if corrected else None,
+            offset_high_ns=corrected.high_ns if corrected else None,
             pair_dt_ns=first.time_ns - partner.time_ns if partner else None,
             clock_status=corrected.status if corrected else "",
         )

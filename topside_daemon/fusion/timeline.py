@@ -12,34 +12,41 @@ from itertools import count, islice
 from statistics import median_low
 from typing import Literal, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from common.messages import Epoch, Exchange, Reading
-from topside_daemon.fusion.clockmodel import ClockModel, best_of_burst, delay_ns, offset_ns, pi_mono_ns
+from topside_daemon.fusion.bursts import Burst, usable
+from topside_daemon.fusion.clockmodel import ClockModel, Estimate
+from topside_daemon.fusion.ladder import Ladder
+from topside_daemon.fusion.tether import LinkMemory
 
 UNNUMBERED = -1  # epoch and seq of a row whose file kept neither: only its UTC label places it
 ANCHOR_ROWS = 15  # that stand in for a declared anchor
 
 _Key = TypeVar("_Key", int, str)
 
-ClockStatus = Literal["measured", "held", "single", "none", ""]
+ClockStatus = Literal["measured", "held", "single", "linear", "constant", "time-sync", "none", ""]
 
 
 class Corrected(Struct, frozen=True, gc=False):
     """An in-water instant on the common axis, and how it got there.
 
     status: measured (between the first and the last exchange of its segment), held (outside them),
-    single (the segment has one burst), none (no exchange: time_ns is the Pi's own label).
+    single (the segment has one burst); without exchanges the rung of the ladder: linear, constant,
+    time-sync, or none (time_ns is the Pi's own label). The offset is within 1.96 sd with 95 %, and within
+    low_ns .. high_ns for certain; with negative epochs it is one of labels.
     """
 
     time_ns: int
     offset_ns: int | None
     offset_sd_ns: int | None
     status: ClockStatus
+    low_ns: int | None = None
+    high_ns: int | None = None
 
 
 class SegmentState(Struct, frozen=True):
-    """The clock model of one pair of boots at one instant of the Pi; refused counts bursts."""
+    """The clock model of one segment at one instant of the Pi; refused counts bursts."""
 
     pi_boot_id: str
     topside_boot_id: str
@@ -48,11 +55,79 @@ class SegmentState(Struct, frozen=True):
     last_mono_ns: int
     offset_ns: int
     offset_sd_ns: int
+    offset_low_ns: int
+    offset_high_ns: int
     drift_ppm: float
     drift_sd_ppm: float
     used: int
     refused: int
     delay_min_ns: int
+
+
+class SegmentProof(SegmentState, frozen=True):
+    """The same with what it stands on: both ends, what the bursts leave unexplained, how long they took.
+
+    wander: mean strength of the drift's random walk, (s/s)^2 per s. contradictions: intervals between
+    bursts in which the brackets exclude each other; the certificate is void there.
+    """
+
+    start: Estimate
+    end: Estimate
+    residual_rms_ns: int
+    residual_max_ns: int
+    delay_median_ns: int
+    delay_p95_ns: int
+    transport: str
+    http_bias_ns: int | None
+    wander: float
+    contradictions: int
+
+
+class _Segment:
+    """One unbroken run of both clocks: a pair of boots, or what lies between two jumps of a clock."""
+
+    def __init__(self, pi_boot_id: str, topside_boot_id: str, memory: LinkMemory | None) -> None:
+        self.pi_boot_id = pi_boot_id
+        self.topside_boot_id = topside_boot_id
+        self.model = ClockModel(memory)
+        self._start: Estimate | None = None
+
+    def beyond_ns(self, pi_mono_ns: int) -> int:
+        """How far outside its bursts an instant lies."""
+        first_ns, last_ns = self.model.span_ns
+        return max(0, first_ns - pi_mono_ns, pi_mono_ns - last_ns)
+
+    def state(self, pi_mono_ns: int | None = None) -> SegmentState:
+        first_ns, last_ns = self.model.span_ns
+        at_ns = last_ns if pi_mono_ns is None else pi_mono_ns
+        estimate = self.model.at(at_ns)
+        return SegmentState(
+            pi_boot_id=self.pi_boot_id,
+            topside_boot_id=self.topside_boot_id,
+            pi_mono_ns=at_ns,
+            first_mono_ns=first_ns,
+            last_mono_ns=last_ns,
+            offset_ns=estimate.offset_ns,
+            offset_sd_ns=estimate.sd_ns,
+            offset_low_ns=estimate.low_ns,
+            offset_high_ns=estimate.high_ns,
+            drift_ppm=estimate.drift_ppm,
+            drift_sd_ppm=estimate.drift_sd_ppm,
+            used=self.model.used,
+            refused=self.model.refused,
+            delay_min_ns=self.model.delay_min_ns,
+        )
+
+    def proof(self, newest: int | None = None) -> SegmentProof:
+        """What it stands on; *newest* bounds the work to that many bursts, for a session that runs."""
+        if self._start is None or newest is None or self.model.used <= newest:
+            self._start = self.model.at(self.model.span_ns[0])
+        return SegmentProof(
+            **structs.asdict(self.state()),
+            start=self._start,
+            end=self.model.at(self.model.span_ns[1]),
+            **structs.asdict(self.model.evidence(newest)),
+        )
 
 
 def complete_pi_epochs(declared: Iterable[Epoch], exchanges: Iterable[Exchange]) -> list[Epoch]:
@@ -87,7 +162,7 @@ def complete_topside_epochs(
     known = {epoch.boot_id for epoch in epochs}
     boots = [boot_id for boot_id in _topside_boots(exchanges) if boot_id not in known]
     named = dict(zip(_free_numbers(epochs, len(boots)), boots, strict=True))
-    by_row = _anchors((row.epoch, row.mono_ns, row.utc_ns) for row in surface if row.epoch != UNNUMBERED)
+    by_row = _anchors((row.epoch, row.mono_ns, row.utc_ns) for row in surface if row.epoch >= 0)
     by_send = _anchors((one.topside_boot_id, one.t1_ns, one.topside_utc_ns) for one in exchanges)
     for number in sorted({*named, *by_row} - {epoch.epoch for epoch in epochs}):
         boot_id = named.get(number, f"topside epoch {number}")
@@ -127,14 +202,27 @@ class Timeline:
         topside_epochs: number in the surface rows, boot id, and the anchor (mono_ns, utc_ns) that turns
             that boot's monotonic clock into UTC; the first entry of a number or boot counts.
         pi_epochs: number in the in-water rows and boot id; the rest is not looked at.
+        memory: what earlier sessions had shown of this pair of machines.
+        ladder: the clock for readings that no exchange speaks for.
+        latency_ns: how long before its stamp the light of a reading was averaged, in-water and surface.
     """
 
-    def __init__(self, topside_epochs: Iterable[Epoch], pi_epochs: Iterable[Epoch]) -> None:
+    def __init__(
+        self,
+        topside_epochs: Iterable[Epoch],
+        pi_epochs: Iterable[Epoch],
+        memory: LinkMemory | None = None,
+        ladder: Ladder | None = None,
+        latency_ns: tuple[int, int] = (0, 0),
+    ) -> None:
+        self._memory = memory
+        self._ladder = ladder
+        self.latency_ns = latency_ns
         self._topside_boots: dict[int, str] = {}
         self._pi_boots: dict[int, str] = {}
         self._anchors: dict[str, int] = {}
-        self._segments: dict[str, dict[str, ClockModel]] = {}
-        self._newest: tuple[str, str] | None = None
+        self._segments: dict[str, list[_Segment]] = {}  # by boot of the Pi
+        self._newest: _Segment | None = None
         self._seen: set[tuple[str, int]] = set()
         self._refused: Counter[str] = Counter()
         for epoch in topside_epochs:
@@ -154,96 +242,126 @@ class Timeline:
     @property
     def refused(self) -> Counter[str]:
         """Exchanges not used, by reason; a burst that contradicts its neighbours counts once."""
-        contradicting = sum(model.refused for _, _, model in self._models())
-        return self._refused + Counter({"contradicts its neighbours": contradicting})
+        models = [segment.model for segment in self._all()]
+        return +(
+            self._refused
+            + Counter({"contradicts its neighbours": sum(model.refused for model in models)})
+            + Counter({"contradicts the model": sum(model.left_out for model in models)})
+        )
 
     @property
     def used(self) -> int:
         """Bursts that the clock models stand on."""
-        return sum(model.used for _, _, model in self._models())
+        return sum(segment.model.used for segment in self._all())
 
-    def add_burst(self, exchanges: Sequence[Exchange]) -> Exchange | None:
-        """Take one burst, in the order of time; the exchange that was used, None if there was none."""
-        best = best_of_burst(exchanges, self._refused)
-        if best is None or best.pi_boot_id is None or (best.topside_boot_id, best.t1_ns) in self._seen:
-            return None
-        self._seen.add((best.topside_boot_id, best.t1_ns))
-        models = self._segments.setdefault(best.pi_boot_id, {})
-        model = models.setdefault(best.topside_boot_id, ClockModel())
-        self._newest = (best.pi_boot_id, best.topside_boot_id)
-        return best if model.add(pi_mono_ns(best), offset_ns(best), delay_ns(best)) else None
+    def add_burst(self, exchanges: Sequence[Exchange]) -> bool:
+        """Take one burst, in the order of time; False if nothing of it was used."""
+        first = exchanges[0]
+        if (first.topside_boot_id, first.t1_ns) in self._seen:
+            return False
+        self._seen.add((first.topside_boot_id, first.t1_ns))
+        burst = usable(exchanges, self._refused)
+        pi_boot_id = next((one.pi_boot_id for one in exchanges if one.pi_boot_id is not None), None)
+        if burst is None or pi_boot_id is None:
+            return False
+        segment = self._segment_for(pi_boot_id, first.topside_boot_id)
+        taken = segment.model.take(burst)
+        jumped = segment.model.broken
+        if jumped:
+            segment.model.let_go()
+            self._begin(pi_boot_id, first.topside_boot_id, None, jumped)
+            taken = True
+        return taken
+
+    def _segment_for(self, pi_boot_id: str, topside_boot_id: str) -> _Segment:
+        """The newest segment of a pair of boots."""
+        for segment in reversed(self._segments.get(pi_boot_id, [])):
+            if segment.topside_boot_id == topside_boot_id:
+                self._newest = segment
+                return segment
+        return self._begin(pi_boot_id, topside_boot_id, self._memory, [])
+
+    def _begin(
+        self, pi_boot_id: str, topside_boot_id: str, memory: LinkMemory | None, bursts: list[Burst]
+    ) -> _Segment:
+        segment = _Segment(pi_boot_id, topside_boot_id, memory)
+        for burst in bursts:
+            segment.model.take(burst)
+        self._segments.setdefault(pi_boot_id, []).append(segment)
+        self._newest = segment
+        return segment
 
     def surface_time(self, reading: Reading) -> int:
-        """A surface reading on the common axis, ns; its own label where nothing anchors its clock."""
+        """When the light of a surface reading was averaged, ns on the common axis; by its own label where
+        nothing anchors its clock."""
+        at_ns = reading.utc_ns
         anchor_ns = self._anchors.get(self._topside_boots.get(reading.epoch, ""))
-        return reading.utc_ns if anchor_ns is None else reading.mono_ns + anchor_ns
+        if reading.epoch < 0 and self._ladder is not None:
+            at_ns = self._ladder.surface_ns(reading.epoch, reading.utc_ns)
+        elif anchor_ns is not None:
+            at_ns = reading.mono_ns + anchor_ns
+        return at_ns - self.latency_ns[1]
 
     def inwater_time(self, reading: Reading) -> Corrected:
-        """An in-water reading on the common axis: raw - offset on the topside clock, plus its anchor."""
-        segment = self._segment(self._pi_boots.get(reading.epoch, ""), reading.mono_ns)
+        """When the light of an in-water reading was averaged: raw - offset on the topside clock, plus its
+        anchor, minus the latency."""
+        segment = self._nearest(self._pi_boots.get(reading.epoch, ""), reading.mono_ns)
         if segment is None:
-            return Corrected(reading.utc_ns, None, None, "none")
-        anchor_ns, model = segment
-        estimate = model.at(reading.mono_ns)
-        status: ClockStatus = "held" if _beyond_ns(model, reading.mono_ns) else "measured"
+            return self._by_ladder(reading)
+        estimate = segment.model.at(reading.mono_ns)
+        status: ClockStatus = "held" if segment.beyond_ns(reading.mono_ns) else "measured"
+        anchor_ns = self._anchors[segment.topside_boot_id]
         return Corrected(
-            time_ns=reading.mono_ns - estimate.offset_ns + anchor_ns,
+            time_ns=reading.mono_ns - estimate.offset_ns + anchor_ns - self.latency_ns[0],
             offset_ns=estimate.offset_ns,
             offset_sd_ns=estimate.sd_ns,
-            status=status if model.used > 1 else "single",
+            status=status if segment.model.used > 1 else "single",
+            low_ns=estimate.low_ns,
+            high_ns=estimate.high_ns,
         )
 
-    def _segment(self, pi_boot_id: str, pi_mono_ns: int) -> tuple[int, ClockModel] | None:
-        """The anchor and model whose exchanges are nearest to an instant of the Pi."""
-        models = self._segments.get(pi_boot_id, {})
-        anchored = [(self._anchors[boot], model) for boot, model in models.items() if boot in self._anchors]
+    def _by_ladder(self, reading: Reading) -> Corrected:
+        labelled = reading.epoch < 0
+        at_ns = reading.utc_ns if labelled else reading.mono_ns
+        offset = self._ladder.at(reading.epoch, at_ns) if self._ladder is not None else None
+        known = offset is not None and offset.sd_ns is not None
+        anchor_ns = 0
+        if offset is not None and not labelled:
+            anchor_ns = self._anchors.get(self._topside_boots.get(offset.topside_epoch or 0, ""), 0)
+        if offset is None or not (labelled or (known and anchor_ns)):
+            return Corrected(reading.utc_ns - self.latency_ns[0], None, None, "none")
+        time_ns = at_ns - offset.offset_ns + anchor_ns - self.latency_ns[0]
+        if not known:
+            return Corrected(time_ns, None, None, "none")
+        return Corrected(time_ns, offset.offset_ns, offset.sd_ns, offset.rung, offset.low_ns, offset.high_ns)
+
+    def _nearest(self, pi_boot_id: str, pi_mono_ns: int) -> _Segment | None:
+        """The anchored segment whose bursts are nearest to an instant of the Pi."""
+        anchored = [
+            segment
+            for segment in self._segments.get(pi_boot_id, [])
+            if segment.topside_boot_id in self._anchors and segment.model.used
+        ]
         if len(anchored) < 2:
             return anchored[0] if anchored else None
-        return min(anchored, key=lambda one: _beyond_ns(one[1], pi_mono_ns))
+        return min(anchored, key=lambda segment: segment.beyond_ns(pi_mono_ns))
 
-    def _models(self) -> Iterator[tuple[str, str, ClockModel]]:
-        for pi_boot_id, models in self._segments.items():
-            for topside_boot_id, model in models.items():
-                yield pi_boot_id, topside_boot_id, model
+    def _all(self) -> Iterator[_Segment]:
+        for segments in self._segments.values():
+            yield from segments
 
     def estimate(self, pi_mono_ns: int | None = None) -> SegmentState | None:
         """The newest segment at an instant of the Pi, by default at its last burst; None before any."""
-        if self._newest is None:
-            return None
-        pi_boot_id, topside_boot_id = self._newest
-        model = self._segments[pi_boot_id][topside_boot_id]
-        return _state(pi_boot_id, topside_boot_id, model, pi_mono_ns)
+        return self._newest.state(pi_mono_ns) if self._newest and self._newest.model.used else None
 
-    def describe(self) -> list[SegmentState]:
-        """Every segment at its last burst."""
-        return [
-            _state(pi_boot_id, topside_boot_id, model)
-            for pi_boot_id, topside_boot_id, model in self._models()
-        ]
+    def unsettled_ns(self, ahead_s: float) -> int:
+        """What the next comparison of the newest segment may show unforeseen; see ClockModel."""
+        return self._newest.model.unsettled_ns(ahead_s) if self._newest else 0
 
+    def describe(self, newest: int | None = None) -> list[SegmentProof]:
+        """Every segment and what it stands on; see `_Segment.proof`."""
+        return [segment.proof(newest) for segment in self._all() if segment.model.used]
 
-def _beyond_ns(model: ClockModel, pi_mono_ns: int) -> int:
-    first_ns, last_ns = model.span_ns or (pi_mono_ns, pi_mono_ns)
-    return max(0, first_ns - pi_mono_ns, pi_mono_ns - last_ns)
-
-
-def _state(
-    pi_boot_id: str, topside_boot_id: str, model: ClockModel, pi_mono_ns: int | None = None
-) -> SegmentState:
-    first_ns, last_ns = model.span_ns or (0, 0)
-    at_ns = last_ns if pi_mono_ns is None else pi_mono_ns
-    estimate = model.at(at_ns)
-    return SegmentState(
-        pi_boot_id=pi_boot_id,
-        topside_boot_id=topside_boot_id,
-        pi_mono_ns=at_ns,
-        first_mono_ns=first_ns,
-        last_mono_ns=last_ns,
-        offset_ns=estimate.offset_ns,
-        offset_sd_ns=estimate.sd_ns,
-        drift_ppm=estimate.drift_ppm,
-        drift_sd_ppm=estimate.drift_sd_ppm,
-        used=model.used,
-        refused=model.refused,
-        delay_min_ns=model.delay_min_ns,
-    )
+    def learned(self, utc_ns: int) -> LinkMemory | None:
+        """What the next session may start from; None if too little was seen."""
+        return self._newest.model.learned(utc_ns) if self._newest else None

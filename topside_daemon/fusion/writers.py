@@ -15,7 +15,8 @@ UNIFIED_HEADER = (
     "inwater_sensor_id,inwater_mode,inwater_value,inwater_TempC,inwater_Vin,"
     "surface_sensor_id,surface_mode,surface_value,surface_TempC,surface_Vin,"
     "surface_timestamp_used,surface_age_ms,surface_status,"
-    "inwater_seq,surface_seq,inwater_timestamp_raw,offset_ms,offset_sd_ms,pair_dt_ms,clock_status"
+    "inwater_seq,surface_seq,inwater_timestamp_raw,offset_ms,offset_sd_ms,pair_dt_ms,clock_status,"
+    "offset_low_ms,offset_high_ms"
 )
 _NO_READING = ",,,,"
 
@@ -33,7 +34,8 @@ def format_row(row: FusedRow) -> str:
     return (
         f"{format_utc(row.time_ns)},{_columns(row.inwater)},{_columns(row.surface)},{used},{age},{status},"
         f"{_seq(row.inwater)},{_seq(row.surface)},{raw},"
-        f"{_ms(row.offset_ns)},{_ms(row.offset_sd_ns)},{_ms(row.pair_dt_ns)},{row.clock_status}"
+        f"{_ms(row.offset_ns)},{_ms(row.offset_sd_ns)},{_ms(row.pair_dt_ns)},{row.clock_status},"
+        f"{_ms(row.offset_low_ns)},{_ms(row.offset_high_ns)}"
     )
 
 

@@ -1,0 +1,210 @@
+"""What one burst of exchanges says by itself: brackets around the offset of the two clocks.
+
+One exchange holds the truth between t3 - t4 and t2 - t1, because no delay is negative. The best bounds
+of a burst, one from each direction, may come from different exchanges. No I/O, no clock. Everywhere
+offset = Pi - topside in ns, positive: the Pi reads ahead.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from msgspec import Struct
+
+from common.messages import Exchange, to_json
+
+LONGEST_NS = 60_000_000_000  # no answer that late is waited for
+BURST_SPAN_NS = 10_000_000_000  # one burst is over within this; a later one under its name is another
+FASTEST_PPM = 200  # no two crystals drift apart faster
+JITTER_NS = 150_000  # that the quickest exchange of a burst may still hold
+SLACK_NS = 50_000  # what two clocks may drift apart within a burst, and then some
+
+
+class Bracket(Struct, frozen=True, gc=False):
+    """The offset is not below low_ns at low_at_ns, and not above high_ns at high_at_ns (Pi time)."""
+
+    low_ns: int
+    low_at_ns: int
+    high_ns: int
+    high_at_ns: int
+
+    @property
+    def width_ns(self) -> int:
+        """The delay that is left: of one exchange (t4-t1) - (t3-t2), of a burst its direction minima."""
+        return self.high_ns - self.low_ns
+
+    @property
+    def offset_ns(self) -> int:
+        """The midpoint; its error is at most half the width."""
+        return (self.low_ns + self.high_ns) // 2
+
+    def inside(self, floor_ns: int) -> tuple[int, int]:
+        """Where the midpoint of an undelayed exchange may lie, if its delay is floor_ns."""
+        margin = min(floor_ns, self.width_ns) // 2
+        return self.low_ns + margin, self.high_ns - margin
+
+    @property
+    def pi_mono_ns(self) -> int:
+        """The instant the midpoint speaks for, exactly, while the drift is steady."""
+        return (self.low_at_ns + self.high_at_ns) // 2
+
+
+class Burst(Struct, frozen=True, gc=False):
+    """The usable exchanges of one burst over one transport, and how many of them were sent."""
+
+    brackets: tuple[Bracket, ...]
+    transport: str
+    http_ns: int | None = None  # midpoint of a call by HTTP beside a burst by UDP: evidence of HTTP's bias
+
+    @property
+    def pi_mono_ns(self) -> int:
+        return self.brackets[len(self.brackets) // 2].pi_mono_ns
+
+
+def delay_ns(exchange: Exchange) -> int:
+    """(t4-t1) - (t3-t2) of a whole exchange, in ns; `refusal` says whether it is one."""
+    return bracket_of(exchange).width_ns
+
+
+def offset_ns(exchange: Exchange) -> int:
+    """((t2-t1) + (t3-t4)) / 2 of a whole exchange, in ns, rounded down."""
+    return bracket_of(exchange).offset_ns
+
+
+def pi_mono_ns(exchange: Exchange) -> int:
+    """The instant on the Pi's clock that a whole exchange speaks for: halfway from t2 to t3."""
+    return bracket_of(exchange).pi_mono_ns
+
+
+def bracket_of(exchange: Exchange) -> Bracket:
+    """Both inequalities of a whole exchange.
+
+    Raises:
+        ValueError: it has no answer.
+    """
+    t2, t3, t4 = exchange.t2_ns, exchange.t3_ns, exchange.t4_ns
+    if t2 is None or t3 is None or t4 is None:
+        raise ValueError("the exchange has no answer")
+    return Bracket(low_ns=t3 - t4, low_at_ns=t3, high_ns=t2 - exchange.t1_ns, high_at_ns=t2)
+
+
+def refusal(exchange: Exchange) -> str | None:
+    """Why an exchange cannot be used by itself; None if it can."""
+    if exchange.status != "ok":
+        return exchange.status
+    if exchange.t2_ns is None or exchange.t3_ns is None or exchange.t4_ns is None:
+        return "stamp missing"
+    if exchange.pi_boot_id is None:
+        return "boot id missing"
+    if exchange.t4_ns - exchange.t1_ns > LONGEST_NS:
+        return "absurd delay"
+    if exchange.t4_ns < exchange.t1_ns or exchange.t3_ns < exchange.t2_ns:
+        return "stamps out of order"
+    if bracket_of(exchange).width_ns < 0:
+        return "negative delay"
+    return None
+
+
+def usable(exchanges: Iterable[Exchange], refused: Counter[str]) -> Burst | None:
+    """One burst without what cannot be used; None if nothing is left.
+
+    By UDP where there is an answer by UDP, because HTTP's handlers add a bias of their own. Where
+    brackets exclude each other, the largest set with a common point is believed if it is the
+    majority. What is refused is counted by its reason in *refused*.
+    """
+    whole: list[Exchange] = []
+    for exchange in exchanges:
+        reason = refusal(exchange)
+        if reason is None:
+            whole.append(exchange)
+        else:
+            refused[reason] += 1
+    udp = [exchange for exchange in whole if exchange.transport == "udp"]
+    brackets = [bracket_of(exchange) for exchange in udp or whole]
+    agreeing = agree(brackets)
+    if len(agreeing) < len(brackets):
+        refused["contradicts its burst"] += len(brackets) - len(agreeing)
+    if not agreeing:
+        return None
+    http = [offset_ns(exchange) for exchange in whole if exchange.transport == "http"] if udp else []
+    return Burst(tuple(agreeing), "udp" if udp else "http", http[0] if http else None)
+
+
+def agree(brackets: Sequence[Bracket]) -> list[Bracket]:
+    """What the majority of one burst believes; empty if there is none."""
+    floor_ns = min((one.width_ns for one in brackets), default=0)
+    slack_ns = SLACK_NS + JITTER_NS + floor_ns // 20
+    for told in (common_point(brackets, floor_ns, slack_ns), common_point(brackets, 0, SLACK_NS)):
+        if 2 * len(told) > len(brackets):
+            return told
+    return []
+
+
+def common_point(brackets: Sequence[Bracket], floor_ns: int, slack_ns: int) -> list[Bracket]:
+    """The largest set of brackets that some one midpoint fits, in their order; O(n log n).
+
+    floor_ns: no delay is below it, half of it in each direction, so that the midpoint of the quickest
+    exchange lies this far inside every bracket.
+    """
+    inner = [(one, *one.inside(floor_ns)) for one in brackets]
+    edges = [(low, 0) for _, low, _ in inner] + [(high + slack_ns, 1) for _, _, high in inner]
+    depth = deepest = point = 0
+    for value, closing in sorted(edges):
+        depth += -1 if closing else 1
+        if depth > deepest:
+            deepest, point = depth, value
+    return [one for one, low, high in inner if low <= point <= high + slack_ns]
+
+
+def tightest(brackets: Sequence[Bracket]) -> Bracket:
+    """The highest lower and the lowest upper bound: each direction's quickest packet."""
+    low = max(brackets, key=lambda one: one.low_ns)
+    high = min(brackets, key=lambda one: one.high_ns)
+    return Bracket(low.low_ns, low.low_at_ns, high.high_ns, high.high_at_ns)
+
+
+def unrest(brackets: Sequence[Bracket]) -> tuple[float, float]:
+    """How unlike the packets of one burst are, on the way home and out: median to quickest, ns."""
+    lows, highs = [one.low_ns for one in brackets], [one.high_ns for one in brackets]
+    return median(max(lows) - low for low in lows), median(high - min(highs) for high in highs)
+
+
+def may_follow(before: Burst, after: Burst) -> bool:
+    """Two bursts can both be true of two crystals: no drift beyond 200 ppm lies between them."""
+    one, other = tightest(before.brackets), tightest(after.brackets)
+    elapsed_ns = abs(other.pi_mono_ns - one.pi_mono_ns)
+    allowed_ns = (one.width_ns + other.width_ns) / 2 + SLACK_NS + elapsed_ns * FASTEST_PPM / 1_000_000
+    return abs(other.offset_ns - one.offset_ns) <= allowed_ns
+
+
+def group_bursts(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
+    """Exchanges as bursts in the order of their time, whatever order and how often they are given.
+
+    A burst is what shares (sync_id, kind, sequence) and both boots within ten seconds. Stamps that are
+    told again under another name are no news.
+    """
+    unique = set(exchanges)
+    began: dict[str, int] = {}  # by wall time, the only clock that survives a boot
+    for one in unique:
+        began[one.topside_boot_id] = min(
+            one.topside_utc_ns, began.get(one.topside_boot_id, one.topside_utc_ns)
+        )
+    order = sorted(
+        unique, key=lambda one: (began[one.topside_boot_id], one.topside_boot_id, one.t1_ns, to_json(one))
+    )
+    latest: dict[tuple[str, str | None, str, str, int], list[Exchange]] = {}
+    bursts: list[list[Exchange]] = []
+    told: set[tuple[str, int, int | None, int | None, int]] = set()
+    for exchange in order:
+        boot, t4 = exchange.topside_boot_id, exchange.t4_ns
+        if t4 is not None:
+            if (stamps := (boot, exchange.t1_ns, exchange.t2_ns, exchange.t3_ns, t4)) in told:
+                continue
+            told.add(stamps)
+        name = (boot, exchange.pi_boot_id, exchange.sync_id, exchange.kind, exchange.sequence)
+        burst = latest.get(name)
+        if burst is None or exchange.t1_ns - burst[0].t1_ns > BURST_SPAN_NS:
+            burst = latest[name] = []
+            bursts.append(burst)
+        burst.append(exchange)
+    return bursts

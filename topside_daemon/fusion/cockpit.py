@@ -1,0 +1,160 @@
+"""What only the old recorders wrote: rows of six columns, marker rows, and the Cockpit's metadata.
+
+The id of an old marker is a number, the first eight hex digits of a UUID, and a PERIODIC one carries its
+sequence in the lowest byte; one side wrote it signed, and some with a decimal point. Nothing here raises
+but for a row that is none.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from common.files import read_json
+from common.messages import Kind, Marker, Reading
+from common.rows import MARKER_MODE, check_row, parse_utc
+from topside_daemon.fusion.ladder import TimeSync
+from topside_daemon.fusion.timeline import UNNUMBERED
+
+METADATA_FILE = "sync_metadata.json"
+ROUNDING_NS = 2_000_000  # the Pi's time cut to ms, offset and uncertainty rounded to ms
+WORST_BOUND_NS = 100_000_000  # half the round trip beyond which the old Cockpit gave up
+
+_NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+_WHOLE = re.compile(r"(-?\d{1,20})(\.0*)?")
+_NOTHING = (b"", b"null", b"None", b"NaN", b"nan", b"undefined")  # how a missing number was written
+_FIELDS_MIN = 4  # timestamp, sensor, mode, value: what old readers ask of a row
+_KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
+_LONGEST_MS = 1e14  # offsets beyond three thousand years are no clock's
+
+
+class Metadata(Struct, frozen=True):
+    """The useful part of `sync_metadata.json`. markers: in-water and surface side, after_seq unset."""
+
+    time_sync: TimeSync | None = None
+    markers: tuple[list[Marker], list[Marker]] = ([], [])
+
+
+def decode_old_row(content: bytes) -> Reading | Marker | None:
+    """A row of six columns; None for a marker without a usable name. Neither has a number yet.
+
+    Raises:
+        ValueError: not a row; the message says why.
+    """
+    fields = content.split(b",")
+    if len(fields) < _FIELDS_MIN:
+        raise ValueError(f"{len(fields)} fields, expected 6: {content[:80]!r}")
+    timestamp, sensor_id, mode, value = (field.decode("utf-8") for field in fields[:_FIELDS_MIN])
+    utc_ns = parse_utc(timestamp.strip())
+    if mode.startswith(MARKER_MODE):
+        return _marker(mode, value.strip(), utc_ns)
+    if not _NUMBER.fullmatch(fields[3].strip()):
+        raise ValueError(f"value is not a number: {content[:80]!r}")
+    temp_c, vin = (_optional_number(field.strip(), content) for field in [*fields[4:6], b"", b""][:2])
+    return Reading(UNNUMBERED, UNNUMBERED, 0, utc_ns, sensor_id, mode, value.strip(), temp_c, vin)
+
+
+def _optional_number(field: bytes, content: bytes) -> str | None:
+    if field in _NOTHING:
+        return None
+    if not _NUMBER.fullmatch(field):
+        raise ValueError(f"TempC or Vin is not a number: {content[:80]!r}")
+    return field.decode("ascii")
+
+
+def decode_marker_row(line: bytes) -> Marker | None:
+    """A marker row of our chunks, for where its `markers.jsonl` is lost; None if it says no name.
+
+    Raises:
+        ValueError: torn or spliced.
+    """
+    fields = check_row(line)
+    marker = _marker(fields[2], fields[3], parse_utc(fields[0]), int(fields[7]), int(fields[8]))
+    return marker if marker is None or marker.epoch >= 0 else None
+
+
+def _marker(mode: str, value: str, utc_ns: int, epoch: int = UNNUMBERED, mono_ns: int = 0) -> Marker | None:
+    number, kind = _WHOLE.fullmatch(value), _KINDS.get(mode.removeprefix(MARKER_MODE))
+    if number is None or kind is None:
+        return None
+    name, sequence = int(number[1]) % (1 << 32), 0
+    if kind == "PERIODIC":
+        name, sequence = name & 0xFFFFFF00, name & 0xFF
+    return Marker(f"{name:08x}", kind, sequence, epoch, mono_ns, utc_ns, -1)
+
+
+def read_metadata(folder: Path, notes: list[str]) -> Metadata:
+    """What an old Cockpit measured; damage costs a note and what it hit."""
+    try:
+        found = read_json(folder / METADATA_FILE, dict[str, Any])
+    except ValueError as error:
+        notes.append(f"not used: {error}")
+        return Metadata()
+    if found is None:
+        return Metadata()
+    sides = _entry(found, "timeSync")
+    time_sync, deck = _time_sync(_entry(sides, "inWater")), _time_sync(_entry(sides, "surface"))
+    if time_sync is not None and deck is not None:  # a surface sensor with a clock of its own
+        time_sync = TimeSync(
+            time_sync.offset_ns - deck.offset_ns,
+            time_sync.bound_ns + deck.bound_ns,
+            None if time_sync.at_ns is None else time_sync.at_ns + deck.offset_ns,
+        )
+    return Metadata(time_sync, _measured_markers(found.get("markers")))
+
+
+def _entry(found: dict[str, Any], name: str) -> dict[str, Any]:
+    value = found.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _time_sync(handshake: dict[str, Any]) -> TimeSync | None:
+    offset_ms = _milliseconds(handshake.get("offsetMs"))
+    if offset_ms is None:
+        return None
+    bound_ms = _milliseconds(handshake.get("uncertaintyMs"))
+    bound_ns = WORST_BOUND_NS if bound_ms is None or bound_ms < 0 else round(bound_ms * 1e6)
+    return TimeSync(round(offset_ms * 1e6), bound_ns + ROUNDING_NS, _instant(handshake.get("measuredAt")))
+
+
+def _milliseconds(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < _LONGEST_MS else None
+
+
+def _instant(value: object) -> int | None:
+    try:
+        return parse_utc(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+def _measured_markers(entries: object) -> tuple[list[Marker], list[Marker]]:
+    """Markers that the old fusion had found in both records: all that is left where rows were lost."""
+    found: tuple[list[Marker], list[Marker]] = ([], [])
+    for entry in entries if isinstance(entries, list) else []:
+        if not isinstance(entry, dict) or entry.get("quality") != "measured":
+            continue
+        instants = [_instant(entry.get(key)) for key in ("inWaterTimestamp", "surfaceTimestamp")]
+        for side, utc_ns in zip(found, instants, strict=True):
+            marker = utc_ns and _marker(f"{MARKER_MODE}{entry.get('type')}", str(entry.get("syncId")), utc_ns)
+            if marker:
+                side.append(marker)
+    return found
+
+
+def with_measured(
+    markers: Sequence[Marker], measured: Sequence[Marker], labels_ns: Sequence[int]
+) -> list[Marker]:
+    """Markers of an old record, and those that only the metadata still has, put where their label falls."""
+    known = {marker.key for marker in markers}
+    found = list(markers)
+    for marker in measured:
+        if marker.key not in known:
+            after = next((n for n, label in enumerate(labels_ns) if label > marker.utc_ns), len(labels_ns))
+            found.append(replace(marker, after_seq=after - 1))
+    return found

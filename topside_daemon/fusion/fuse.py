@@ -1,0 +1,122 @@
+"""One session folder in, one table out.
+
+The product is a pure function of the session's files and the settings: the same bytes again, whatever the
+order in which rows and exchanges once arrived.
+"""
+
+from math import sqrt
+from pathlib import Path
+from statistics import fmean, median_low
+
+from msgspec import Struct
+
+from common.messages import Epoch
+from topside_daemon.fusion.bursts import group_bursts
+from topside_daemon.fusion.dejitter import Refusal, dejitter
+from topside_daemon.fusion.latency import latency_of
+from topside_daemon.fusion.matching import tolerance_ns
+from topside_daemon.fusion.readers import Session, Stream, read_session
+from topside_daemon.fusion.report import Report, Smoothed, report_on
+from topside_daemon.fusion.stream import Fuser
+from topside_daemon.fusion.timeline import Timeline, complete_pi_epochs, complete_topside_epochs
+from topside_daemon.fusion.writers import write_unified
+
+UNIFIED_FILE = "unified_session.csv"
+
+
+class Settings(Struct, frozen=True):
+    """What a user may decide about a fusion.
+
+    tolerance_ms: largest distance of a pair; None: from the periods and the clock's deviation.
+    latency_ms: how much older than its stamp the light is, in-water and surface; None: as recorded.
+    dejitter: replace arrival times by the sensors' own pace where that can be done.
+    """
+
+    tolerance_ms: float | None = None
+    latency_ms: tuple[float | None, float | None] = (None, None)
+    dejitter: bool = False
+
+
+AS_RECORDED = Settings()
+
+
+def fuse_session(path: Path, out: Path | None = None, settings: Settings = AS_RECORDED) -> Report:
+    """Fuse one folder into `unified_session.csv`, there or in *out*, replaced at once when complete.
+
+    Args:
+        path: a session folder, or the folder of one sensor.
+
+    Raises:
+        SessionError: nothing to fuse at *path*; the message names the cause and the cure.
+        OSError: a file cannot be read or written.
+    """
+    session = read_session(path)
+    latencies = [
+        latency_of(stream.sensor, None if given is None else given / 1e3)
+        for stream, given in zip((session.inwater, session.surface), settings.latency_ms, strict=True)
+    ]
+    timeline = _timeline(session, (latencies[0].total_ns, latencies[1].total_ns))
+    smooth = [_smooth(stream, settings.dejitter) for stream in (session.inwater, session.surface)]
+    tolerance = (
+        _tolerance_ns(session, timeline)
+        if settings.tolerance_ms is None
+        else round(settings.tolerance_ms * 1e6)
+    )
+    fuser = Fuser(timeline, tolerance)
+    for reading, moved_ns in zip(session.inwater.readings, smooth[0][1], strict=True):
+        fuser.push_inwater(reading, moved_ns)
+    for reading, moved_ns in zip(session.surface.readings, smooth[1][1], strict=True):
+        fuser.push_surface(reading, moved_ns)
+    rows = fuser.finish()
+    output = (out or path) / UNIFIED_FILE
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_unified(output, rows)
+    handling = [(latency, one[0]) for latency, one in zip(latencies, smooth, strict=True)]
+    return report_on(session, timeline, tolerance, rows, str(output), handling)
+
+
+def _smooth(stream: Stream, wanted: bool) -> tuple[Smoothed | None, list[int]]:
+    """By how much each reading's instant moves, and what to say of it."""
+    still = [0] * len(stream.readings)
+    if not wanted:
+        return None, still
+    found = dejitter(stream.readings)
+    if isinstance(found, Refusal):
+        return Smoothed(0, 0.0, {found.reason: len(still)}), still
+    squares = [run.before_rms_s**2 for run in found.runs]
+    moved = [at - reading.mono_ns for at, reading in zip(found.times_ns, stream.readings, strict=True)]
+    return Smoothed(len(found.runs), 1e3 * sqrt(fmean(squares)), found.left), moved
+
+
+def _timeline(session: Session, latency_ns: tuple[int, int]) -> Timeline:
+    timeline = Timeline(
+        complete_topside_epochs(_topside_epochs(session), session.surface.readings, session.exchanges),
+        complete_pi_epochs(session.inwater.epochs, session.exchanges),
+        session.link,
+        session.ladder,
+        latency_ns,
+    )
+    for burst in group_bursts(session.exchanges):
+        timeline.add_burst(burst)
+    return timeline
+
+
+def _topside_epochs(session: Session) -> list[Epoch]:
+    """Numbers as the surface rows use them, anchors as the session declared them."""
+    declared = {epoch.boot_id: epoch for epoch in reversed(session.epochs)}
+    recorded = [
+        Epoch(epoch.epoch, epoch.boot_id, anchor.mono_ns, anchor.utc_ns)
+        for epoch in session.surface.epochs
+        for anchor in [declared.get(epoch.boot_id, epoch)]
+    ]
+    return recorded + session.epochs
+
+
+def _tolerance_ns(session: Session, timeline: Timeline) -> int:
+    corrected = [timeline.inwater_time(reading) for reading in session.inwater.readings]
+    deviations = [one.offset_sd_ns for one in corrected if one.offset_sd_ns is not None]
+    return tolerance_ns(
+        sorted(one.time_ns for one in corrected),
+        sorted(timeline.surface_time(reading) for reading in session.surface.readings),
+        median_low(deviations) if deviations else 0,
+    )

@@ -1,0 +1,212 @@
+"""Two records of wall labels, joined across the steps of both clocks.
+
+A step is labels that run backwards, or a gap that markers or the end of the other record belie. It is
+taken out by its measured size, with that measurement's deviation; a real gap stays a gap. No I/O, no
+clock. Everywhere offset = in-water - surface in ns.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+from statistics import median
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from common.messages import Marker, Reading
+from topside_daemon.fusion.bursts import FASTEST_PPM
+from topside_daemon.fusion.ladder.oneway import DELAY_SD_NS, LATE_NS, Pair, match_markers, title
+from topside_daemon.fusion.ladder.rungs import Anchor
+from topside_daemon.fusion.ladder.steps import SIDES, Jump, Pieces, Step, find_jumps
+
+OVERHANG_NS = 5_000_000_000  # two sensors of one session end closer together than this
+
+INWATER, SURFACE = 0, 1
+
+
+class TimeSync(Struct, frozen=True):
+    """One two-way comparison of the wall clocks. bound_ns: half its round trip, and what rounding hid.
+
+    at_ns: surface label when it was made; None if unknown.
+    """
+
+    offset_ns: int
+    bound_ns: int
+    at_ns: int | None = None
+
+
+class Record(Struct, frozen=True):
+    """One sensor's record; unnumbered readings (negative epoch) in the order of arrival.
+
+    The after_seq of an unnumbered marker is the index of the last of those before it.
+    """
+
+    readings: Sequence[Reading] = ()
+    markers: Sequence[Marker] = ()
+
+    @property
+    def labels_ns(self) -> list[int]:
+        return [reading.utc_ns for reading in self.readings if reading.epoch < 0]
+
+    @property
+    def labelled_markers(self) -> list[Marker]:
+        return [marker for marker in self.markers if marker.epoch < 0]
+
+
+class _Tie(NamedTuple):
+    """Labels of both sides that mean one instant, and the readings they lie at."""
+
+    name: str
+    labels_ns: tuple[int, int]
+    indices: tuple[int, int]
+
+
+class Joining:
+    """Both sides' labels without the steps of their clocks.
+
+    labels_ns, start_ns (label of the first START marker) and pieces are of the in-water and of the surface
+    side; complaints: markers without a match.
+    """
+
+    def __init__(self, inwater: Record, surface: Record, time_sync: TimeSync | None) -> None:
+        self.labels_ns = (inwater.labels_ns, surface.labels_ns)
+        self.start_ns = (_start_ns(inwater), _start_ns(surface))
+        self.steps: list[Step] = []
+        self._jumps: tuple[list[Jump], list[Jump]] = ([], [])
+        self.pieces = (Pieces([]), Pieces([]))
+        matched, self.complaints = match_markers(inwater.labelled_markers, surface.labelled_markers)
+        self._pairs = sorted((self._tie(*pair) for pair in matched), key=lambda tie: tie.indices)
+        self._time_sync = time_sync
+        self._anchors = [self._place(time_sync)] if time_sync else []
+        self._find_steps()
+
+    def _tie(self, here: Marker, there: Marker) -> _Tie:
+        under, deck = self.labels_ns
+        return _Tie(title(here), (here.utc_ns, there.utc_ns), (_nearest(under, here), _nearest(deck, there)))
+
+    def _place(self, time_sync: TimeSync) -> _Tie:
+        under, deck = self.labels_ns
+        likely = [time_sync.at_ns, self.start_ns[SURFACE], *deck[:1]]
+        likely += [label - time_sync.offset_ns for label in under[:1]]
+        at_ns = next((instant for instant in likely if instant is not None), 0)
+        labels = (at_ns + time_sync.offset_ns, at_ns)
+        return _Tie("time-sync", labels, (_first_from(under, labels[0]), _first_from(deck, labels[1])))
+
+    def _find_steps(self) -> None:
+        doubtful: list[tuple[int, Jump]] = []
+        for side in (INWATER, SURFACE):
+            jumps = find_jumps(self.labels_ns[side])
+            doubtful += [(side, jump) for jump in jumps if not jump.certain]
+            self._add([(side, jump) for jump in jumps if jump.certain], "its labels ran backwards")
+        while witnessed := self._best_witnessed(doubtful):
+            doubtful.remove(witnessed)
+            self._add([witnessed], "markers measure a gap of its labels as a step")
+        outside = [one for one in doubtful if one[0] == INWATER and self._overhangs(one[1])]
+        self._add(outside[:1], "a gap of its labels would put the rest beyond the surface's end")
+
+    def _add(self, found: Sequence[tuple[int, Jump]], evidence: str) -> None:
+        for side, jump in found:
+            at_ns = self.labels_ns[side][jump.index]
+            self.steps.append(Step(SIDES[side], at_ns, jump.size_ns, jump.sd_ns, evidence))
+            self._jumps[side].append(jump)
+        self.pieces = (Pieces(self._jumps[INWATER]), Pieces(self._jumps[SURFACE]))
+
+    def joined_ns(self, side: int, label_ns: int, index: int) -> int:
+        """A label near the reading at *index*, without the steps before it."""
+        pieces = self.pieces[side]
+        return label_ns - pieces.shifts_ns[pieces.of(index)]
+
+    def _instants(self, tie: _Tie) -> tuple[int, int]:
+        under, deck = (self.joined_ns(side, tie.labels_ns[side], tie.indices[side]) for side in (0, 1))
+        return under, deck
+
+    def _offset_ns(self, tie: _Tie) -> int:
+        under_ns, deck_ns = self._instants(tie)
+        return under_ns - deck_ns
+
+    def _best_witnessed(self, doubtful: Sequence[tuple[int, Jump]]) -> tuple[int, Jump] | None:
+        judged = [(miss, n) for n, one in enumerate(doubtful) if (miss := self._miss_ns(*one)) is not None]
+        return doubtful[min(judged)[1]] if judged else None
+
+    def _miss_ns(self, side: int, jump: Jump) -> float | None:
+        """How far ties before and after a gap are from measuring it as a step; None if they do not."""
+        moved = self._moved(side, jump)
+        if moved is None:
+            return None
+        by_ns, drifted_ns = moved
+        miss_ns = abs(by_ns - (jump.size_ns if side == INWATER else -jump.size_ns))
+        late_ns = min(LATE_NS, abs(jump.size_ns) / 4)
+        allowed_ns = late_ns + 4 * DELAY_SD_NS + drifted_ns + 3 * jump.sd_ns
+        return miss_ns if abs(by_ns) > allowed_ns and miss_ns <= min(allowed_ns, abs(by_ns) / 2) else None
+
+    def _moved(self, side: int, jump: Jump) -> tuple[float, float] | None:
+        """What the offset moved by across a gap, and what it may by drift; None if unknown."""
+        ties = self._pairs + self._anchors
+        before = [tie for tie in ties if tie.indices[side] < jump.index]
+        after = [tie for tie in ties if tie.indices[side] >= jump.index]
+        if not before or not after:
+            return None
+        by_ns = median(map(self._offset_ns, after)) - median(map(self._offset_ns, before))
+        elapsed_ns = abs(after[-1].labels_ns[side] - before[0].labels_ns[side])
+        return by_ns, FASTEST_PPM * elapsed_ns / 1e6
+
+    def _overhangs(self, jump: Jump) -> bool:
+        """Whether the in-water record ends beyond the surface's by about the gap, and by no more."""
+        under, deck = self.labels_ns
+        if not deck or jump.size_ns <= OVERHANG_NS or self._moved(INWATER, jump) is not None:
+            return False
+        ties = self._pairs + self._anchors
+        before = [tie for tie in ties if tie.indices[INWATER] < jump.index]
+        offset_ns = median(map(self._offset_ns, before)) if before else 0
+        end = _Tie("end", (under[-1], deck[-1]), (len(under) - 1, len(deck) - 1))
+        return jump.size_ns / 2 < self._offset_ns(end) - offset_ns < jump.size_ns + OVERHANG_NS
+
+    def pairs(self, piece: int) -> list[Pair]:
+        """The marker pairs on the joined labels, as they serve one in-water piece; in order of arrival."""
+        return [Pair(tie.name, *self._instants(tie), self._carried_ns(tie, piece)) for tie in self._pairs]
+
+    def anchor(self, piece: int) -> Anchor | None:
+        """The time-sync on the joined in-water labels, as it serves one in-water piece."""
+        if self._time_sync is None:
+            return None
+        [tie] = self._anchors
+        bound_ns = self._time_sync.bound_ns
+        return Anchor(
+            self._instants(tie)[INWATER], self._offset_ns(tie), bound_ns, self._carried_ns(tie, piece)
+        )
+
+    def home(self) -> int:
+        """The in-water piece whose labels, left as they are, make both records cover the same time."""
+        under, deck = self.labels_ns
+        if not under:
+            return 0
+        last = len(under) - 1
+        ends = (under[0], self.joined_ns(INWATER, under[last], last))
+        wanted = (deck[0], self.joined_ns(SURFACE, deck[-1], len(deck) - 1)) if deck else ends
+
+        def apart_ns(piece: int) -> int:
+            shift_ns = self.pieces[INWATER].shifts_ns[piece]
+            return sum(abs(end + shift_ns - want) for end, want in zip(ends, wanted, strict=True))
+
+        return min(range(len(self.pieces[INWATER])), key=apart_ns)
+
+    def _carried_ns(self, tie: _Tie, piece: int) -> float:
+        """Sd of the steps between a tie and a piece."""
+        under, deck = self.pieces
+        here, there = under.of(tie.indices[INWATER]), deck.of(tie.indices[SURFACE])
+        return sqrt(abs(under.variances[here] - under.variances[piece]) + deck.variances[there])
+
+
+def _start_ns(record: Record) -> int | None:
+    return next((one.utc_ns for one in record.labelled_markers if one.kind == "START"), None)
+
+
+def _nearest(labels_ns: Sequence[int], marker: Marker) -> int:
+    """The reading a marker lies at. Batches of readings are written late, so it is the nearest label of
+    its two neighbours that tells on which side of a step it is."""
+    near = [n for n in (marker.after_seq, marker.after_seq + 1) if 0 <= n < len(labels_ns)]
+    return min(near, key=lambda n: abs(labels_ns[n] - marker.utc_ns), default=0)
+
+
+def _first_from(labels_ns: Sequence[int], at_ns: int) -> int:
+    """The first reading labelled not before an instant, or the last of all."""
+    return next((n for n, label in enumerate(labels_ns) if label >= at_ns), max(0, len(labels_ns) - 1))

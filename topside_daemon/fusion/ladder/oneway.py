@@ -1,0 +1,181 @@
+"""What marker pairs say of two clocks when nothing came back: the stamps of one side and of the other.
+
+The in-water stamp comes after the surface stamp by a delay that nobody measured, so every pair reads
+high, never low. No I/O, no clock. Everywhere offset = in-water - surface in ns, positive: the in-water
+clock reads ahead. Deviations are one sigma.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import sqrt
+
+from msgspec import Struct
+
+from common.messages import Marker
+from topside_daemon.fusion.bursts import FASTEST_PPM
+from topside_daemon.fusion.clockmodel import DRIFT_PRIOR_PPM
+
+DELAY_SD_NS = 3.6e6  # one request by HTTP with its handshake: 7 ms at p95 over a good link
+BIAS_SD_NS = 5e6  # what all delays of a session share, handler and path: 11 ms in the worst of twenty
+PRIOR_PAIRS = 2  # that this is worth against the spread of the pairs themselves
+LATE_NS = 200_000_000  # the old Cockpit discarded slower calls as useless
+WANDER_PER_S = 1e-14  # random walk of the drift of a crystal that dives, in (s/s)^2 per s
+SIGNIFICANT_SDS = 1.0  # from there on a line errs less than a constant
+ROUNDS = 4  # of weighing pairs by their lateness against the earliest
+WITNESSES = 64  # pairs that each pair is compared with
+
+_S = 1e9  # ns
+_PPM = 1e3  # ns per s
+
+
+class Pair(Struct, frozen=True):
+    """One marker in both records. carried_ns: sd of the steps between it and where it is used."""
+
+    name: str
+    inwater_ns: int
+    surface_ns: int
+    carried_ns: float = 0.0
+
+    @property
+    def offset_ns(self) -> int:
+        return self.inwater_ns - self.surface_ns
+
+
+class Line(Struct, frozen=True):
+    """Offset against in-water time: offset_ns at at_ns, drift in ns/s, and what is known of both.
+
+    span_s and apart_s: from the first pair to the last, and between neighbours; 0 where the drift was
+    not measured.
+    """
+
+    at_ns: int
+    offset_ns: int
+    drift: float
+    level_variance: float
+    drift_variance: float
+    span_s: float = 0.0
+    apart_s: float = 0.0
+
+    def at(self, inwater_ns: int) -> tuple[int, float]:
+        """Offset in ns and its variance in ns^2.
+
+        A measured drift still wanders: q L^3 / 48 halfway between two pairs L apart; beyond the last
+        one, x away, q x^2 (x + T) / 3 after a span of T.
+        """
+        x = (inwater_ns - self.at_ns) / _S
+        beyond_s = max(0.0, abs(x) - self.span_s / 2)
+        bend = self.apart_s**3 / 48 + beyond_s**2 * (beyond_s + self.span_s) / 3
+        variance = self.level_variance + self.drift_variance * x * x
+        return self.offset_ns + round(self.drift * x), variance + WANDER_PER_S * _S**2 * bend
+
+
+def constant(at_ns: int, offset_ns: int, variance: float) -> Line:
+    """One offset for all times, under the drift that two uncalibrated crystals may have."""
+    return Line(at_ns, offset_ns, 0.0, variance, (DRIFT_PRIOR_PPM * _PPM) ** 2)
+
+
+def marker_name(marker: Marker) -> tuple[str, str, int]:
+    """Identity as far as every file keeps it: the first eight hex digits of the id, kind, sequence."""
+    return marker.sync_id.replace("-", "")[:8].lower(), marker.kind, marker.sequence
+
+
+def title(marker: Marker) -> str:
+    """What reports call it."""
+    return marker.kind if marker.kind != "PERIODIC" else f"PERIODIC {marker.sequence}"
+
+
+def match_markers(
+    inwater: Iterable[Marker], surface: Iterable[Marker]
+) -> tuple[list[tuple[Marker, Marker]], list[str]]:
+    """Markers that carry one name in both records, of several of one name the first; and a line for each
+    kind of which both records have some but no two that match."""
+    here: dict[tuple[str, str, int], Marker] = {}
+    there: dict[tuple[str, str, int], Marker] = {}
+    for found, markers in ((here, inwater), (there, surface)):
+        for marker in markers:
+            found.setdefault(marker_name(marker), marker)
+    pairs = [(marker, there[name]) for name, marker in here.items() if name in there]
+    paired = {marker.kind for marker, _ in pairs}
+    both = {name[1] for name in here} & {name[1] for name in there}
+    return pairs, [f"{kind}: the ids of the two records differ" for kind in sorted(both - paired)]
+
+
+def allowed_ns(one: Pair, other: Pair) -> float:
+    """How far two pairs may differ by delay, drift and the steps between them."""
+    elapsed_s = abs(one.inwater_ns - other.inwater_ns) / _S
+    return LATE_NS + FASTEST_PPM * _PPM * elapsed_s + 3 * (one.carried_ns + other.carried_ns)
+
+
+def agreeing(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs that more than half of all agree with: of two that contradict each other, none."""
+    witnesses = pairs[:: max(1, len(pairs) // WITNESSES)]
+
+    def agrees(pair: Pair) -> int:
+        return sum(abs(pair.offset_ns - one.offset_ns) <= allowed_ns(pair, one) for one in witnesses)
+
+    return [pair for pair in pairs if 2 * agrees(pair) > len(witnesses)]
+
+
+def fit(pairs: Sequence[Pair]) -> Line:
+    """The line under the pairs, or a constant where the drift does not stand out from the delays.
+
+    A pair counts the less the later it is against the earliest, because delay only adds. The deviation
+    of the delays is the spread of the pairs, together with what is known of such calls.
+    """
+    origin = pairs[0]
+    xs = [(pair.inwater_ns - origin.inwater_ns) / _S for pair in pairs]
+    ys = [float(pair.offset_ns - origin.offset_ns) for pair in pairs]
+    carried = [pair.carried_ns for pair in pairs]
+    sloped = _weigh(xs, ys, carried, sloped=True)
+    drift_sd = sqrt(sloped.drift_variance)
+    fastest = FASTEST_PPM * _PPM
+    linear = (
+        len(pairs) > 1 and drift_sd < fastest and SIGNIFICANT_SDS * drift_sd < abs(sloped.drift) < fastest
+    )
+    level = sloped if linear else _weigh(xs, ys, carried, sloped=False)
+    prior = (DRIFT_PRIOR_PPM * _PPM) ** 2
+    unfitted = min(prior, sloped.drift**2 + sloped.drift_variance)
+    middle = level.x if not linear else (min(xs) + max(xs)) / 2
+    span_s = max(xs) - min(xs) if linear else 0.0
+    apart_s = max((after - before for before, after in pairwise(sorted(xs))), default=0.0) if linear else 0.0
+    return Line(
+        at_ns=origin.inwater_ns + round(middle * _S),
+        offset_ns=origin.offset_ns + round(level.y + level.drift * (middle - level.x)),
+        drift=level.drift,
+        level_variance=level.variance + sloped.drift_variance * (middle - level.x) ** 2 * linear,
+        drift_variance=sloped.drift_variance if linear else unfitted,
+        span_s=span_s,
+        apart_s=apart_s,
+    )
+
+
+class _Weighed(Struct, frozen=True):
+    """Centroid (x in s, y in ns), drift in ns/s, and the variances of level and drift."""
+
+    x: float
+    y: float
+    drift: float
+    variance: float
+    drift_variance: float
+
+
+def _weigh(xs: Sequence[float], ys: Sequence[float], carried: Sequence[float], *, sloped: bool) -> _Weighed:
+    base = DELAY_SD_NS**2
+    late = [0.0] * len(xs)
+    joined = any(carried)  # the error of a step is not lateness
+    x = y = drift = sxx = rss = total = 0.0
+    for _ in range(1 if joined or len(xs) <= 1 + sloped else ROUNDS):
+        shares = [base / (base + c * c + e * e) for c, e in zip(carried, late, strict=True)]
+        total = sum(shares)
+        x = sum(s * one for s, one in zip(shares, xs, strict=True)) / total
+        y = sum(s * one for s, one in zip(shares, ys, strict=True)) / total
+        sxx = sum(s * (one - x) ** 2 for s, one in zip(shares, xs, strict=True))
+        sxy = sum(s * (a - x) * (b - y) for s, a, b in zip(shares, xs, ys, strict=True))
+        drift = sxy / sxx if sloped and sxx else 0.0
+        off = [b - y - drift * (a - x) for a, b in zip(xs, ys, strict=True)]
+        late = [one - min(off) for one in off]
+        rss = sum(s * one * one for s, one in zip(shares, off, strict=True))
+    free = max(0, len(xs) - 1 - sloped)
+    delay_variance = (PRIOR_PAIRS * base + rss * (free > 0)) / (PRIOR_PAIRS + free)
+    drift_variance = delay_variance / sxx if sxx else (DRIFT_PRIOR_PPM * _PPM) ** 2
+    return _Weighed(x, y, drift, delay_variance / total, drift_variance)

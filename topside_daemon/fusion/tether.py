@@ -1,0 +1,179 @@
+"""The way between the two machines, and what it makes of a burst of exchanges.
+
+Delays have a least value that lasts, until the path changes; what is beyond it is a queue, mostly in one
+direction. Here a burst becomes witnesses for the filters, and the error that no number of bursts can
+lower becomes a variance. No I/O, no clock. Offsets and delays in ns, times in s from one origin.
+"""
+
+from bisect import bisect_left, bisect_right
+from math import inf
+from statistics import median
+
+from msgspec import Struct
+
+from topside_daemon.fusion.bursts import Bracket, Burst, unrest
+from topside_daemon.fusion.filterbank import Witness
+
+STAMP_SD_NS = 12_000.0  # what is left of a perfect exchange: resolution and scheduling
+EXCESS_SHARE = 0.35  # sd of an offset as a share of the delay beyond the smallest near it
+ONE_WAY_SHARE = 0.8  # of the delays beyond the smallest: a queue in one direction only
+UNREST_NS = 500_000.0  # how unlike packets are that meet no queue, generously
+CLEAN_NS = 50_000.0  # less beyond it shows no queue
+CLEAN_SHARE = 0.15  # sd of what the direction without the queue holds by itself, as a share of the excess
+CLEAN_MAX_NS = 400_000.0  # up to this excess
+HTTP_STAMP_SD_NS = 150_000.0  # by HTTP both directions are never quite still
+FLOOR_SPAN_S = 900.0  # how near: paths change
+WAKE_SD_NS = 40_000.0  # one machine may always be slower than the other to see a packet
+ASYMMETRY_SHARE = 0.14  # sd of a path's constant asymmetry as a share of half its delay
+QUEUE_DELAY_NS = 6e6  # only a standing queue explains a smallest delay beyond this
+QUEUE_SHARE = 0.75  # and nearly all of it is in one direction
+QUEUED_NS = 9e6  # beyond this there is no doubt about it, and
+TYPICAL_DELAY_NS = 3.2e6  # what the smallest would be without it
+EXCESS_SPAN_S = 300.0  # a delay that stays up for this long is a path that has changed
+EXCESS_BIAS_SHARE = 0.4  # sd of what that may shift, as a share of the excess
+CHANGE_NS = 100_000.0  # of the smallest delay: another path, of which one direction may have all
+HTTP_SD_NS = 120_000.0  # unequal handlers, as long as nothing has measured them
+HTTP_PAIRS = 3  # calls beside bursts by UDP that measure them
+
+
+class LinkMemory(Struct, frozen=True):
+    """What earlier sessions over one pair of machines have shown: a prior, never evidence.
+
+    delay_floor_ns: the smallest delay by transport. http_bias_ns: what the midpoint of an exchange by
+    HTTP reads above one by UDP. utc_ns: when it was learned.
+    """
+
+    drift_ppm: float
+    delay_floor_ns: dict[str, int] = {}
+    http_bias_ns: int | None = None
+    utc_ns: int = 0
+
+
+class Node(Struct, gc=False):
+    """A burst in use: its instant in s and its offset in ns, both from the origin; its delay in ns, and the
+    smallest one near it.
+
+    left_out: exchanges of the burst that contradict the model. changed: ns^2 that changes of the path since
+    the first burst may have added.
+    """
+
+    burst: Burst
+    bracket: Bracket
+    left_out: int
+    t: float
+    offset: float
+    delay: float
+    floor: float = inf
+    changed: float = 0.0
+
+
+class Tether:
+    """The bursts in use, in the order of time, and what they show of the way.
+
+    Args:
+        memory: what earlier sessions had shown of it.
+    """
+
+    def __init__(self, memory: LinkMemory | None) -> None:
+        self._memory = memory
+        self._http_ns: list[int] = []
+        self.nodes: list[Node] = []
+        self.delay_min = inf
+
+    def add(self, node: Node) -> int:
+        """Append a burst; the place of the first one to which its delay is news."""
+        if node.burst.http_ns is not None:
+            self._http_ns.append(node.burst.http_ns - node.bracket.offset_ns)
+        self.nodes.append(node)
+        self.delay_min = min(self.delay_min, node.delay)
+        first = self._settle_floors(node)
+        for place in range(first, len(self.nodes)):
+            self._settle_changes(self.nodes[place], self.nodes[max(0, place - 1)])
+        return first
+
+    def _settle_floors(self, node: Node) -> int:
+        """The smallest delay within a quarter of an hour of each burst; where it has changed first."""
+        first = len(self.nodes) - 1
+        node.floor = node.delay
+        if self._memory is not None and node.t - self.nodes[0].t < FLOOR_SPAN_S:
+            node.floor = min(node.floor, self._memory.delay_floor_ns.get(node.burst.transport, inf))
+        for place in range(len(self.nodes) - 2, -1, -1):
+            other = self.nodes[place]
+            if node.t - other.t > FLOOR_SPAN_S:
+                break
+            if other.burst.transport == node.burst.transport:
+                node.floor = min(node.floor, other.delay)
+                if node.delay < other.floor:
+                    other.floor, first = node.delay, place
+        return first
+
+    @staticmethod
+    def _settle_changes(node: Node, last: Node) -> None:
+        changed = abs(node.floor - last.floor) if node.burst.transport == last.burst.transport else 0.0
+        node.changed = last.changed + (changed / 2) ** 2 * (changed > CHANGE_NS)
+
+    def witnesses(self, node: Node) -> list[Witness]:
+        """What one burst says of the offset.
+
+        A delay beyond the smallest is mostly one direction's queue, and then the other direction, with
+        its half of the smallest delay, tells the offset by itself. A queue that has never been absent is
+        told from a long path by how unlike its packets are.
+        """
+        usual = node.floor if node.floor < QUEUED_NS else TYPICAL_DELAY_NS
+        excess = node.delay - usual
+        by_http = node.burst.transport == "http"
+        software = HTTP_SD_NS if by_http and self.nodes[0].burst.transport == "udp" else 0.0
+        variance = STAMP_SD_NS**2 + (EXCESS_SHARE * excess) ** 2 + software**2
+        if excess < CLEAN_NS:
+            return [Witness(1.0, node.offset, variance)]
+        still = HTTP_STAMP_SD_NS if by_http else STAMP_SD_NS
+        clean = still**2 + (CLEAN_SHARE * min(excess, CLEAN_MAX_NS)) ** 2
+        home, out = (one + UNREST_NS for one in unrest(node.burst.brackets))
+        home_queues = ONE_WAY_SHARE * home**2 / (home**2 + out**2)
+        return [
+            Witness(1 - ONE_WAY_SHARE, node.offset, variance),
+            Witness(home_queues, node.offset + excess / 2, clean),
+            Witness(ONE_WAY_SHARE - home_queues, node.offset - excess / 2, clean),
+        ]
+
+    def http_bias(self, burst: Burst) -> float:
+        """What a midpoint by HTTP reads above one by UDP, ns; 0 while nobody knows."""
+        if burst.transport != "http":
+            return 0.0
+        if len(self._http_ns) >= HTTP_PAIRS:
+            return median(self._http_ns)
+        return float((self._memory.http_bias_ns if self._memory else None) or 0)
+
+    def constant_variance(self, node: Node) -> float:
+        """ns^2 around one burst of what is the same in every burst, or for long."""
+        smallest = self.delay_min
+        queue = max(0.0, smallest - QUEUE_DELAY_NS)
+        asymmetry = (ASYMMETRY_SHARE * (smallest - queue) + QUEUE_SHARE * queue) / 2
+        excess = EXCESS_BIAS_SHARE * (self._delay_near(node) - node.floor)
+        handlers = 0.0
+        if self.nodes[0].burst.transport == "http" and not self.http_bias(node.burst):
+            handlers = HTTP_SD_NS
+        wake = min(WAKE_SD_NS, QUEUE_SHARE * smallest / 2)
+        return wake**2 + asymmetry**2 + excess**2 + handlers**2 + node.changed
+
+    def _delay_near(self, node: Node) -> float:
+        first = bisect_left(self.nodes, node.t - EXCESS_SPAN_S, key=_instant)
+        last = bisect_right(self.nodes, node.t + EXCESS_SPAN_S, key=_instant)
+        return min(one.delay for one in self.nodes[first:last])
+
+    @property
+    def http_bias_ns(self) -> int | None:
+        """What calls by HTTP beside bursts by UDP have read too much; None before the first."""
+        return round(median(self._http_ns)) if self._http_ns else None
+
+    def floors_ns(self) -> dict[str, int]:
+        """The smallest delay by transport, of this session alone."""
+        transports = {node.burst.transport for node in self.nodes}
+        return {
+            one: round(min(node.delay for node in self.nodes if node.burst.transport == one))
+            for one in sorted(transports)
+        }
+
+
+def _instant(node: Node) -> float:
+    return node.t
