@@ -1,8 +1,8 @@
 # Each target sets up .venv by itself: python3 (3.11 or newer) with its venv module is all it asks for.
 # Another interpreter: make demo PYTHON=/path/to/python3.12
 
-# ARGS= is passed on, to the demo or to pytest.
-.PHONY: demo test check lock clean runtime dev
+# ARGS= is passed on: to the demo, to pytest, to the benchmark.
+.PHONY: demo test check bench-clock lock clean runtime dev
 
 demo: runtime
 	@.venv/bin/python -m topside_daemon demo $(ARGS)
@@ -15,6 +15,9 @@ check: dev
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo
+
+bench-clock: dev
+	@.venv/bin/python -m tests.bench.clock $(ARGS)
 
 # $(error) and not a failing recipe: what is missing is one line on the terminal, not two.
 runtime dev:

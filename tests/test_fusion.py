@@ -8,15 +8,19 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from statistics import pstdev
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from common.messages import Reading
 from common.rows import format_utc, parse_utc
 from tests.sim import MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_session, old_row, write_stream
-from topside_daemon.fusion.__main__ import UNIFIED_FILE, fuse_session, main
+from tests.sim.cockpit import KINDS
+from topside_daemon.fusion.__main__ import main
+from topside_daemon.fusion.fuse import UNIFIED_FILE, Settings, fuse_session
 from topside_daemon.fusion.stream import FusedRow
 from topside_daemon.fusion.writers import UNIFIED_HEADER, format_row, write_unified
 
@@ -200,7 +204,7 @@ def test_a_tolerance_can_be_given(tmp_path: Path) -> None:
     assert main([str(folder), "--tolerance-ms", "20", "--json"]) == 0
     distances = [abs(float(row["pair_dt_ms"])) for row in fused(folder) if row["pair_dt_ms"]]
     assert distances == [] or max(distances) <= 20
-    assert fuse_session(folder, tolerance_ms=0).paired == 0
+    assert fuse_session(folder, settings=Settings(tolerance_ms=0)).paired == 0
 
 
 def test_json_and_text_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +219,7 @@ def test_json_and_text_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (report["rows"], report["paired"]) == (len(rows), paired)
     assert f"rows {len(rows)}: {paired} paired" in text
     assert abs(report["clock"][0]["drift_ppm"] - 40) < 3 * report["clock"][0]["drift_sd_ppm"]
-    assert f"drift {report['clock'][0]['drift_ppm']:.3f} ±" in text
+    assert f"{report['clock'][0]['end']['drift_ppm']:.3f} ± " in text
 
 
 def test_exit_codes_say_how_it_went(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,3 +266,69 @@ def test_a_pi_folder_alone_is_fused(tmp_path: Path) -> None:
     rows = fused(tmp_path / "5f1d")
     assert (report.paired, report.surface.rows, len(rows)) == (0, 0, report.inwater.rows)
     assert all(one["timestamp"] <= other["timestamp"] for one, other in pairwise(rows))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_old_session_is_fused_whole_and_labelled(kind: str, tmp_path: Path) -> None:
+    """Every reading is in one row, in order; each in-water row says on which rung it stands, and the report
+    why and how well."""
+    old = KINDS[kind]
+    report = fuse_session(old.write(tmp_path / "old"))
+    rows = fused(tmp_path / "old")
+    inwater = [row for row in rows if row["inwater_value"]]
+    assert len(inwater) == len(old.inwater_true_ns())
+    assert sum(bool(row["surface_value"]) for row in rows) == len(old.surface_true_ns())
+    assert [row["timestamp"] for row in rows] == sorted(row["timestamp"] for row in rows)
+    assert {row["clock_status"] for row in inwater} == {seed.rung for seed in report.seeds}
+    assert all(seed.reason for seed in report.seeds)
+    known = [row for row in inwater if row["clock_status"] != "none"]
+    assert all(float(row["offset_sd_ms"]) > 0 for row in known)
+    assert kind == "nothing" or known
+    assert report.clock == []
+
+
+def test_light_is_older_than_its_stamp(tmp_path: Path) -> None:
+    """Half the averaging and the first byte are taken off where they were recorded, or what a user says."""
+    folder = draw_session(15, duration_s=20).write(tmp_path / "s")
+    plain = instants_ns(folder)
+    (folder / "in-water_11111111" / "session.json").write_text(
+        json.dumps({"sensor": {"config": {"averaging": 125, "adc_rate_hz": 125}, "baud": 9600}})
+    )
+    moved, given = instants_ns(folder), instants_ns(folder, latency_ms=(100.0, 100.0))
+    assert {round((plain[seq] - moved[seq]) / MS) for seq in plain} == {501}
+    assert {plain[seq] - given[seq] for seq in plain} == {100 * MS}
+    assert fuse_session(folder).inwater.latency.averaging_ns == S // 2
+
+
+def instants_ns(folder: Path, **wanted: tuple[float, float]) -> dict[str, int]:
+    """When each in-water reading was, fused with these settings."""
+    fuse_session(folder, settings=Settings(latency_ms=wanted.get("latency_ms", (None, None))))
+    return {row["inwater_seq"]: parse_utc(row["timestamp"]) for row in fused(folder) if row["inwater_seq"]}
+
+
+def test_jitter_of_arrival_is_taken_off_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--dejitter puts readings at their sensor's own pace; raw stamps and offsets stay as they are."""
+    session = draw_session(16, duration_s=600)
+    rng = Random(16)
+    session.inwater[:] = [
+        structs.replace(one, mode="freerun", mono_ns=one.mono_ns + round(rng.uniform(0, 15 * MS)))
+        for one in session.inwater
+    ]
+    folder = session.write(tmp_path / "s")
+    truth = {seq: UTC_0 + at_ns for seq, at_ns in session.inwater_truth_ns.items()}
+
+    def spread_ns() -> float:
+        errors = [
+            parse_utc(row["timestamp"]) - truth[int(row["inwater_seq"])]
+            for row in fused(folder)
+            if row["inwater_seq"]
+        ]
+        return pstdev(errors)
+
+    assert main([str(folder)]) == 0
+    before_ns = spread_ns()
+    assert main([str(folder), "--dejitter"]) == 0
+    assert spread_ns() < before_ns / 3
+    assert "of jitter taken off" in capsys.readouterr().out

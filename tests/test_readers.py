@@ -14,6 +14,7 @@ from common.messages import Marker, Reading, to_json
 from common.rows import encode_marker_row, encode_row, parse_utc
 from tests.sim import HEAD, MS, UTC_0, Machine, S, Sensor, draw_reboots, draw_session, old_row, write_stream
 from topside_daemon.fusion.banner import banner_rows
+from topside_daemon.fusion.cockpit import METADATA_FILE
 from topside_daemon.fusion.readers import EXCHANGES_FILE, SessionError, read_session
 from topside_daemon.fusion.timeline import UNNUMBERED
 
@@ -127,6 +128,25 @@ def test_markers_are_not_light(tmp_path: Path) -> None:
     assert read_old(tmp_path / "old", [*RECORDED[:3], row, *RECORDED[3:]])[0] == values(RECORDED)
 
 
+def test_our_markers_come_from_their_own_file_first(tmp_path: Path) -> None:
+    """`markers.jsonl` has the full name; where it is lost the rows in the chunks stand in."""
+    marker = Marker("f47ac10b-58cc-4372-a567-0e02b2c3d479", "START", 0, 0, 5, UTC_0, 3)
+    write_stream(tmp_path / "s", readings(4))
+    with (tmp_path / "s" / "chunk_00001.csv").open("ab") as file:
+        file.write(encode_marker_row(marker, "in"))
+    [row] = read_session(tmp_path / "s").inwater.marked
+    assert (row.sync_id, row.kind, row.epoch, row.mono_ns) == ("f47ac10b", "START", 0, 5)
+    (tmp_path / "s" / "markers.jsonl").write_bytes(to_json(marker) + b"\n{torn")
+    assert read_session(tmp_path / "s").inwater.marked[0] == marker
+
+
+def test_old_rows_stay_in_the_order_of_arrival(tmp_path: Path) -> None:
+    """A clock that was set back does not shuffle readings, and what came after has an epoch of its own."""
+    rows = [*RECORDED, *moved(RECORDED, -30)]
+    assert read_old(tmp_path, rows) == (values(rows), [])
+    assert [one.epoch for one in read_session(tmp_path).inwater.readings] == [-1] * 7 + [-2] * 7
+
+
 def test_a_damaged_row_is_named_and_left_out(tmp_path: Path) -> None:
     """A flipped digit breaks the checksum: file and line are said, the neighbours stay."""
     write_stream(tmp_path / "s", readings(10))
@@ -158,7 +178,8 @@ def test_garbage_never_raises(garbage: bytes) -> None:
         write_stream(folder / "surface_1", [])
         with (folder / "in-water_1" / "chunk_00000.csv").open("ab") as file:
             file.write(garbage + b"\n")
-        for name in (EXCHANGES_FILE, "session.json", "surface_1/chunk_00001.csv"):
+        side_files = (EXCHANGES_FILE, METADATA_FILE, "session.json", "in-water_1/markers.jsonl")
+        for name in (*side_files, "surface_1/chunk_00001.csv"):
             (folder / name).write_bytes(garbage)
         assert len(read_session(folder).inwater.readings) == 4
 

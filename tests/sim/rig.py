@@ -15,6 +15,8 @@ from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 30.0
+# A library that shows a process another time: to be preloaded, where it is installed (apt install faketime).
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), Path("/no libfaketime"))
 
 
 def free_port() -> int:
