@@ -180,6 +180,7 @@ class Instrument:
             "shape": None if shape is None else str(shape),
             "port": self._path,
             "baud": self._sensor.baud,
+            "low_latency": self._low_latency,
             "stamp": f"when the first byte of the line reached this program; the OS delivers it {latency}",
         }
 

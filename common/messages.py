@@ -14,6 +14,7 @@ from msgspec import Raw, Struct
 PROTOCOL = 1  # of the bus frames and the calls between the daemons
 
 Kind = Literal["START", "PERIODIC", "STOP"]
+ExchangeKind = Literal["START", "PERIODIC", "STOP", "PROBE"]
 
 _NULL = Raw(b"null")
 
@@ -26,12 +27,18 @@ class Stamp(Struct, frozen=True, gc=False):
 
 
 class Epoch(Struct, frozen=True, gc=False):
-    """One uninterrupted run of a machine's monotonic clock, and what its wall clock said at mono_ns."""
+    """One uninterrupted run of a machine's monotonic clock, and what its wall clock said at mono_ns.
+
+    synchronised: whether the OS held its wall clock for right, and wall_error_ns: within which error;
+    None where it did not say.
+    """
 
     epoch: int
     boot_id: str
     mono_ns: int
     utc_ns: int
+    synchronised: bool | None = None
+    wall_error_ns: int | None = None
 
 
 class Reading(Struct, frozen=True, gc=False):
@@ -75,11 +82,13 @@ class Marker(Struct, frozen=True, gc=False):
 class Exchange(Struct, frozen=True):
     """One clock comparison. t1, t4 on the topside clock, t2, t3 on the Pi's; None where it failed.
 
-    The wall clocks were read beside t1 and t2.
+    The wall clocks were read beside t1 and t2. status: `ok`; `timeout`; `late`, for an answer that came
+    after it was given up, so that a `timeout` of the same probe may stand before it; or
+    `refused: <reason>`.
     """
 
     sync_id: str
-    kind: Literal["START", "PERIODIC", "STOP", "PROBE"]
+    kind: ExchangeKind
     sequence: int
     probe: int
     topside_boot_id: str

@@ -72,12 +72,19 @@ class Api:
     """Routes and their answers; holds no state of its own."""
 
     def __init__(
-        self, sessions: Sessions, instrument: Instrument, clock: Clock, time_port: int, bus_port: int
+        self,
+        sessions: Sessions,
+        instrument: Instrument,
+        clock: Clock,
+        time_port: int,
+        bus_port: int,
+        machine_id: str | None = None,
     ) -> None:
+        """*machine_id*: whose crystal the clock counts, None if that has no name."""
         self._sessions = sessions
         self._instrument = instrument
         self._clock = clock
-        self._ports = {"time_port": time_port, "bus_port": bus_port}
+        self._lasting = {"time_port": time_port, "bus_port": bus_port, "machine_id": machine_id}
         self.site = site = Site()
         site.get("/", self.health)
         site.get("/health", self.health)
@@ -103,7 +110,7 @@ class Api:
     async def version(self, _request: web.Request) -> web.Response:
         """The old keys, and what a topside daemon needs to find the rest of this one."""
         about = {"api": API_VERSION, "git": VERSION, "status": "online", "protocol": PROTOCOL}
-        return answer(about | self._ports | {"boot_id": self._clock.boot_id})
+        return answer(about | self._lasting | {"boot_id": self._clock.boot_id})
 
     async def instrument_health(self, _request: web.Request) -> web.Response:
         health = self._instrument.health()

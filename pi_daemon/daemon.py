@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.announcer import Announcer
 from common.bus import INWATER, Publisher
-from common.clock import Clock, SkewedClock, StepWatch, SystemClock
+from common.clock import Clock, ClockWatch, SkewedClock, SystemClock, machine_id
 from common.instrument import Arrival, Instrument
 from common.service import ConfigError, Supervisor, notify, split_address, take_folder, watchdog
 from pi_daemon.api import Api
@@ -52,9 +52,10 @@ class Daemon:
     async def run(self) -> None:
         """Serve until told to stop."""
         self._time = await self._serve_time()
-        self._site = Api(
-            self._sessions, self._instrument, self._clock, self._time.port, self._publisher.port
-        ).site
+        # A clock that is wrong on purpose is not to be recognised another day.
+        machine = None if self._config.simulation.active else machine_id()
+        ports = self._time.port, self._publisher.port
+        self._site = Api(self._sessions, self._instrument, self._clock, *ports, machine).site
         try:
             await self._supervisor.run(self._begin)
         finally:
@@ -83,13 +84,12 @@ class Daemon:
             ) from None
 
     async def _tell_status(self) -> None:
-        steps = StepWatch(self._clock)
+        clocks = ClockWatch(self._clock)
         while True:
             health = self._instrument.health()
             self._announcer.status(health.state, health.detail)
-            step_ns = steps.look()
-            if step_ns:
-                self._note("clock_step", f"the wall clock was set by {step_ns / 1e9:+.3f} s", 1)
+            for change in clocks.look():
+                self._note(change.kind, str(change), 1)
             await asyncio.sleep(STATUS_S)
 
 

@@ -1,22 +1,21 @@
-"""Answers "what time is it?" datagrams, stamped as near the socket as Python allows."""
+"""Answers "what time is it?" datagrams."""
 
-import asyncio
 import logging
-from typing import cast
 
 from common.clock import Clock
-from common.messages import TimeReply, pack_time_reply, unpack_time_request
+from common.messages import Stamp, TimeReply, pack_time_reply, unpack_time_request
+from common.timesocket import Address, TimeSocket
 
 log = logging.getLogger(__name__)
 
 
-class TimeServer(asyncio.DatagramProtocol):
-    """One UDP socket; malformed datagrams are counted and not answered."""
+class TimeServer:
+    """One UDP socket; malformed datagrams are counted and not answered, answers not taken likewise."""
 
     def __init__(self, clock: Clock) -> None:
-        self.malformed = 0
+        self.malformed = self.unanswered = 0
         self._clock = clock
-        self._transport: asyncio.DatagramTransport
+        self._socket: TimeSocket
 
     @classmethod
     async def bind(cls, clock: Clock, host: str, port: int, any_port: bool) -> "TimeServer":
@@ -25,33 +24,30 @@ class TimeServer(asyncio.DatagramProtocol):
         Raises:
             OSError: it cannot be bound.
         """
-        loop = asyncio.get_running_loop()
+        server = cls(clock)
         try:
-            _, server = await loop.create_datagram_endpoint(lambda: cls(clock), (host, port))
+            server._socket = await TimeSocket.bind(clock, host, port, server._answer)
         except OSError:
             if not any_port:
                 raise
-            _, server = await loop.create_datagram_endpoint(lambda: cls(clock), (host, 0))
+            server._socket = await TimeSocket.bind(clock, host, 0, server._answer)
             log.warning("udp port %d is taken, time is served on %d", port, server.port)
         return server
 
     @property
     def port(self) -> int:
-        return int(self._transport.get_extra_info("sockname")[1])
+        return self._socket.port
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        received = self._clock.stamp()
-        request = unpack_time_request(data)
+    def _answer(self, datagram: bytes, sender: Address, received: Stamp) -> None:
+        request = unpack_time_request(datagram)
         if request is None:
             self.malformed += 1
             return
         xid, t1_ns = request
-        boot_id = self._clock.boot_id
-        reply = TimeReply(xid, t1_ns, received.mono_ns, self._clock.mono_ns(), received.utc_ns, boot_id)
-        self._transport.sendto(pack_time_reply(reply), addr)
+        boot_id, t2_ns = self._clock.boot_id, received.mono_ns
+        reply = TimeReply(xid, t1_ns, t2_ns, self._clock.mono_ns(), received.utc_ns, boot_id)
+        if not self._socket.send(pack_time_reply(reply), sender):
+            self.unanswered += 1
 
     def close(self) -> None:
-        self._transport.close()
+        self._socket.close()

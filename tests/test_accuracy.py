@@ -59,7 +59,7 @@ def test_an_asymmetry_beyond_the_prior_is_still_certified() -> None:
 
 
 def test_steps_and_slews_of_wall_clocks_change_nothing() -> None:
-    """The same dive with both wall clocks set by -37 s and an hour, and slewed by 0.4 s: the same estimates."""
+    """A dive with both wall clocks set by -37 s and an hour and slewed by 0.4 s gives the same estimates."""
     stepped = KINDS["steps"]
     plain = replace(stepped, plan=replace(stepped.plan, pi_wall=(), topside_wall=()))
     for number in range(3):
@@ -72,7 +72,7 @@ def test_steps_and_slews_of_wall_clocks_change_nothing() -> None:
 
 @pytest.mark.parametrize("name", ["30min", "4h"])
 def test_no_line_comes_as_close(name: str) -> None:
-    """On the same exchanges the median session's p95 is below pyxdf's, least squares' and the old scheme's."""
+    """The median session's p95 is below pyxdf's, least squares' and the old scheme's on the same bursts."""
     stratum = KINDS[name]
     dives = [draw_dive(SEED + number, stratum.plan) for number in range(6)]
 

@@ -63,7 +63,7 @@ def test_a_narrow_bracket_helps_its_neighbours() -> None:
     """Bursts that queued for 30 ms are known by the prompt ones beside them."""
     told = [
         (t, offset(t) - (1e6 if k % 3 == 0 else 3e7), t, offset(t) + 1e6)
-        for k, t in enumerate(range(0, 900, 30))
+        for k, t in enumerate(map(float, range(0, 900, 30)))
     ]
     low, high = at(told, 405.0)
     assert high - low < 4e6

@@ -203,6 +203,29 @@ def test_a_memory_is_a_prior_and_no_more() -> None:
     assert wrong.at(PI.mono_ns(60 * S)).drift_ppm == pytest.approx(40.0, abs=1.5)
 
 
+@pytest.mark.parametrize("moments", [[0, 3, 8, 18, 38, 78], [0, 300]])
+def test_a_memory_of_another_crystal_refuses_nothing(moments: list[int]) -> None:
+    """What is remembered 150 ppm wrong gives way to the first burst that contradicts it."""
+    model = model_of(bursts_at(Random(18), PI, SYMMETRIC, moments), LinkMemory(-110.0, {"udp": 1200 * US}))
+    assert (model.used, model.refused) == (len(moments), 0)
+    assert abs(error_ns(model, PI, 50 * S)) < 100 * US + 1.96 * model.at(PI.mono_ns(50 * S)).sd_ns
+    assert model.evidence().memory == "contradicted"
+    learned = model.learned(0)
+    assert learned is not None
+    assert learned.drift_ppm == pytest.approx(40.0, abs=1.0)
+
+
+def test_a_liar_does_not_cost_the_memory() -> None:
+    """A burst that contradicts every crystal is refused, whatever is remembered."""
+    bursts = [burst_of(burst) for burst in bursts_at(Random(19), PI, SYMMETRIC, FAST_START)]
+    lie = burst_of(moved(bursts_at(Random(20), PI, SYMMETRIC, [100])[0], S))
+    model = ClockModel(LinkMemory(40.0))
+    for burst in [*bursts, lie]:
+        model.take(burst)
+    assert (model.used, model.refused) == (len(FAST_START), 1)
+    assert model.evidence().memory == "used"
+
+
 def test_what_is_learned_is_what_the_next_session_may_assume() -> None:
     """Drift, smallest delay and the bias of HTTP are remembered, once the drift is known."""
     young = model_of(bursts_at(Random(13), PI, SYMMETRIC, [0]))

@@ -20,7 +20,8 @@ from common.rows import format_utc, parse_utc
 from tests.sim import MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_session, old_row, write_stream
 from tests.sim.cockpit import KINDS
 from topside_daemon.fusion.__main__ import main
-from topside_daemon.fusion.fuse import UNIFIED_FILE, Settings, fuse_session
+from topside_daemon.fusion.fuse import UNIFIED_FILE, fuse_session
+from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.stream import FusedRow
 from topside_daemon.fusion.writers import UNIFIED_HEADER, format_row, write_unified
 
@@ -294,15 +295,15 @@ def test_light_is_older_than_its_stamp(tmp_path: Path) -> None:
     (folder / "in-water_11111111" / "session.json").write_text(
         json.dumps({"sensor": {"config": {"averaging": 125, "adc_rate_hz": 125}, "baud": 9600}})
     )
-    moved, given = instants_ns(folder), instants_ns(folder, latency_ms=(100.0, 100.0))
+    moved, given = instants_ns(folder), instants_ns(folder, Settings(inwater_latency_ms=100.0))
     assert {round((plain[seq] - moved[seq]) / MS) for seq in plain} == {501}
     assert {plain[seq] - given[seq] for seq in plain} == {100 * MS}
     assert fuse_session(folder).inwater.latency.averaging_ns == S // 2
 
 
-def instants_ns(folder: Path, **wanted: tuple[float, float]) -> dict[str, int]:
+def instants_ns(folder: Path, settings: Settings | None = None) -> dict[str, int]:
     """When each in-water reading was, fused with these settings."""
-    fuse_session(folder, settings=Settings(latency_ms=wanted.get("latency_ms", (None, None))))
+    fuse_session(folder, settings=settings)
     return {row["inwater_seq"]: parse_utc(row["timestamp"]) for row in fused(folder) if row["inwater_seq"]}
 
 
@@ -332,3 +333,14 @@ def test_jitter_of_arrival_is_taken_off_when_asked(
     assert main([str(folder), "--dejitter"]) == 0
     assert spread_ns() < before_ns / 3
     assert "of jitter taken off" in capsys.readouterr().out
+
+
+def test_a_session_is_fused_again_as_it_was_to_be(tmp_path: Path) -> None:
+    """Settings kept in session.json hold without any option, and give way to one."""
+    folder = draw_session(17, duration_s=20).write(tmp_path / "s")
+    plain = instants_ns(folder)
+    record = json.loads((folder / "session.json").read_text())
+    (folder / "session.json").write_text(json.dumps(record | {"fusion": {"inwater_latency_ms": 40.0}}))
+    kept, given = instants_ns(folder), instants_ns(folder, Settings(inwater_latency_ms=0.0))
+    assert {plain[seq] - kept[seq] for seq in plain} == {40 * MS}
+    assert given == plain

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from common.clock import SystemClock, machine_id
 from common.rows import decode_row
 from tests.sim.rig import ROOT, PiDaemon
 from tests.sim.talker import Talker
@@ -254,6 +255,29 @@ def test_time_is_served_by_udp(pi: PiDaemon) -> None:
         asker.sendto(b"what time is it?", ("127.0.0.1", port))
         with pytest.raises(TimeoutError):
             asker.recv(100)
+
+
+def test_it_says_whose_crystal_its_clock_counts(tmp_path: Path, pi: PiDaemon) -> None:
+    """The same over a restart; nobody's, when its clock is wrong on purpose."""
+    machine = pi.get("/version")[1]["machine_id"]
+    assert machine == machine_id()
+    pi.kill()
+    pi.start()
+    assert pi.get("/version")[1]["machine_id"] == machine
+    config = tmp_path / "wrong.toml"
+    config.write_text("[simulation]\nclock_drift_ppm = 40.0\n")
+    with PiDaemon(tmp_path / "wrong", config=str(config)) as wrong:
+        assert wrong.get("/version")[1]["machine_id"] is None
+
+
+def test_the_anchor_of_a_recording_says_how_good_it_is(pi: PiDaemon) -> None:
+    """session.json has, with the clocks at the start, what the OS thinks of its wall clock."""
+    session = start(pi)
+    (epoch,) = json.loads((pi.data / session / "session.json").read_text())["epochs"]
+    known = SystemClock().discipline()
+    assert epoch["synchronised"] == known.synchronised
+    assert (epoch["wall_error_ns"] is None) == (known.error_ns is None)
+    assert epoch["boot_id"] == SystemClock().boot_id
 
 
 def test_ctrl_c_ends_it_too(pi: PiDaemon) -> None:

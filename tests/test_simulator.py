@@ -234,7 +234,7 @@ async def test_truth_has_every_line_the_host_got(link: Path, eeprom: Eeprom) -> 
         got += await host.lines(10)
         end = clock.stamp()
     header, *rows = truth.getvalue().splitlines()
-    assert header == "line,mono_ns,utc_ns,value,temp_c,vin,depth_m"
+    assert header == "line,mono_ns,utc_ns,value,temp_c,vin,centre_ns,depth_m"
     columns = [row.split(",") for row in rows]
     told = {f"{row[3]}, {row[4]}, {row[5]}\r\n".encode(): row for row in columns}
     whole = [line for line in got if LINE.fullmatch(line)]
@@ -244,7 +244,7 @@ async def test_truth_has_every_line_the_host_got(link: Path, eeprom: Eeprom) -> 
     assert [int(told[line][0]) for line in whole] == [
         value(line) - value(whole[0]) + int(told[whole[0]][0]) for line in whole
     ]
-    assert {row[6] for row in columns} == {"1.500"}
+    assert {row[7] for row in columns} == {"1.500"}
 
 
 async def test_a_quantum_holds_bytes_back(link: Path, eeprom: Eeprom) -> None:

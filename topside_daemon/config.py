@@ -6,13 +6,21 @@ from msgspec import Meta, Struct
 
 from common.instrument import SerialSettings
 from common.service import DaemonConfig
+from topside_daemon.fusion.settings import Settings
 
 
 class Markers(Struct, frozen=True, forbid_unknown_fields=True):
     """How often the two clocks are compared during a session."""
 
+    fast_start_s: Annotated[
+        tuple[Annotated[float, Meta(ge=0, le=3600)], ...],
+        Meta(max_length=100),
+    ] = (0.0, 3.0, 8.0, 18.0, 38.0, 78.0)
+    """Comparisons after START, and after a restart on either side. More: live rows are good sooner."""
     interval_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     """Between PERIODIC markers; 0 sends none. Lower: the clock is followed closer; higher: less traffic."""
+    interval_min_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    """Between comparisons while the drift is changing; 0: never more often than interval_s."""
     probes: Annotated[int, Meta(ge=1, le=64)] = 8
     """Exchanges in a burst, of which the quickest counts. More: steadier on a busy link."""
 
@@ -36,3 +44,5 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     """The surface sensor; without a port there is none."""
     markers: Markers = Markers()
     recording: Recording = Recording()
+    fusion: Settings = Settings()
+    """How sessions are fused; kept with each of them."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,27 @@ import msgspec
 
 from common.announcer import Announcer
 from common.bus import INWATER, STATUS, SURFACE, Publisher, Subscriber
-from common.clock import StepWatch, SystemClock
+from common.clock import ClockWatch, SystemClock, machine_id
 from common.files import read_json
 from common.instrument import Arrival, Instrument
-from common.messages import ChunkFrame, Epoch, Exchange, Reading, ReadingFrame, StatusFrame
+from common.messages import ChunkFrame, Reading, ReadingFrame, StatusFrame
 from common.recorder import RecordingEnded
 from common.service import Supervisor, notify, take_folder, watchdog
 from common.web import Refused
 from topside_daemon.api import Api
 from topside_daemon.config import Config
+from topside_daemon.deck import Deck, Nobody
+from topside_daemon.links import Links
 from topside_daemon.live import Live
 from topside_daemon.pi import Pi, PiError
 from topside_daemon.products import SessionRecord
-from topside_daemon.session import Deck, Session
+from topside_daemon.session import Session
 
 log = logging.getLogger(__name__)
 
 STATUS_S = 1.0
 TICK_S = 0.1  # between looks at what the live fuser can settle
+KNOW_S = 0.5  # how long a start waits to learn which Pi it is
 SEEK_S = 2.0  # between attempts to find the Pi's bus
 CHECK_S = 3.0  # between looks whether it has moved
 SILENT_NS = 5_000_000_000  # the Pi speaks every second; after this it is not shown as if it did
@@ -57,7 +61,10 @@ class Daemon:
             self._instrument = Instrument(
                 config.serial, self._clock, self._take, self._note, lambda: self._announcer.recorder is None
             )
-        self._deck = Deck(config, self._clock, self._pi, self._instrument, self._announcer)
+        links = Links(self._folder)
+        self._deck = Deck(
+            config, self._clock, self._pi, self._instrument, self._announcer, links, machine_id()
+        )
         self._session: Session | None = None
         self._changing = asyncio.Lock()
         self._bus_state = "no Pi configured"
@@ -115,7 +122,7 @@ class Daemon:
     async def _take_up(self, folder: Path, recording: bool) -> bool:
         """False if the disk refuses; a session that is damaged is left alone, and said so."""
         try:
-            session = await Session.resume(folder, self._deck, self._live if recording else _Nobody())
+            session = await Session.resume(folder, self._deck, self._live if recording else Nobody())
         except ValueError as error:
             log.error("not resumed: %s", error)
             return True
@@ -137,9 +144,17 @@ class Daemon:
                 raise Refused(409, f"already recording session {other}: stop it first")
             if self._pi is None and self._instrument is None:
                 raise Refused(424, "neither a Pi nor a serial port is configured: give --pi or --serial")
+            await self._know_pi()
             self._session = await Session.create(mission, self._deck, self._live)
             self._supervisor.start(f"session {self._session.folder.name}", self._session.run())
             return self._describe(self._session)
+
+    async def _know_pi(self) -> None:
+        """Ask a Pi that has not been heard yet who it is: the session begins with what is known of it."""
+        if self._pi is not None and self._pi.machine_id is None:
+            with suppress(PiError, TimeoutError):
+                async with asyncio.timeout(KNOW_S):
+                    await self._pi.about()
 
     async def stop(self) -> dict[str, Any]:
         """End the session; answers when both sides agree, or says what is still missing."""
@@ -260,7 +275,7 @@ class Daemon:
         self._publisher.send(topic, msgspec.Raw(payload), utc_ns)
 
     async def _tell_status(self) -> None:
-        steps = StepWatch(self._clock)
+        clocks = ClockWatch(self._clock)
         while True:
             if self._instrument is not None:
                 health = self._instrument.health()
@@ -268,9 +283,10 @@ class Daemon:
             now = self._clock.utc_ns()
             self._publisher.send(STATUS, self.status(brief=True) | {"t": now / 1e9}, now)
             self._live.tell_clock()
-            step_ns = steps.look()
-            if step_ns and self._session is not None and not self._session.ended:
-                self._session.note("clock_step", f"the topside wall clock was set by {step_ns / 1e9:+.3f} s")
+            for change in clocks.look():
+                log.info("%s: %s", change.kind, change)
+                if self._session is not None and not self._session.ended:
+                    self._session.clock_changed(change)
             await asyncio.sleep(STATUS_S)
 
     async def _tick(self) -> None:
@@ -293,19 +309,3 @@ class _Surface(Announcer):
     def rows(self, readings: list[Reading]) -> None:
         super().rows(readings)
         self._live.surface(readings)
-
-
-class _Nobody:
-    """Watches a session that is only being settled."""
-
-    def begin(self, session_id: str, topside_epochs: list[Epoch], inwater: bool, surface: bool) -> None:
-        """Nothing will be shown of it."""
-
-    def inwater(self, readings: list[Reading]) -> None:
-        """Its readings are in the files."""
-
-    def know_epoch(self, epoch: int, boot_id: str) -> None:
-        """Its epochs are in the files."""
-
-    def burst(self, exchanges: list[Exchange]) -> None:
-        """Its exchanges are in the files."""

@@ -98,9 +98,16 @@ def _play(rig: "Rig", seconds: float) -> int:
     session = Path(ended["folder"])
     if ended["state"] != "complete":
         raise DemoError(f"{session} is {ended['state']}: {ended['detail']}")
-    result = compare(session, read_truth(rig.truth("inwater")), rig.true_offset_ns)
+    latency_ns = _latency_ns(ended["report"]["inwater"])
+    result = compare(session, read_truth(rig.truth("inwater")), rig.true_offset_ns, latency_ns)
     _summarise(show, session, result, ended["report"]["clock"], rig.drift_ppm)
     return 0 if result.good else EXIT_LOSS
+
+
+def _latency_ns(sensor: dict[str, Any]) -> int:
+    """What the fusion took from every time of a sensor."""
+    latency = sensor.get("latency") or {}
+    return int(latency.get("averaging_ns", 0)) + int(latency.get("transmit_ns", 0))
 
 
 def _summarise(
@@ -120,6 +127,9 @@ def _summarise(
         drift = _pm(segment["drift_ppm"], segment["drift_sd_ppm"])
         show.line(f"drift     {drift} ppm, true {drift_ppm:.3f} ppm")
     show.line(f"time      error against truth p95 {r.error_p95_ms:.3f} ms, largest {r.error_max_ms:.3f} ms")
+    show.line(
+        f"light     averaged {r.light_age_ms:.1f} ms before its line left, {r.latency_ms:.1f} ms taken off"
+    )
     show.line(f"open      {session / 'unified_session.csv'}")
 
 

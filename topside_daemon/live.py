@@ -5,6 +5,9 @@ same fuser with a bounded lag, on what is known so far.
 """
 
 from collections import deque
+from typing import Any
+
+from msgspec import to_builtins
 
 from common.bus import CLOCK_MODEL, FUSED_ROW, INWATER, Publisher
 from common.clock import Clock
@@ -18,16 +21,23 @@ from common.messages import (
     ReadingFrame,
     number,
 )
-from topside_daemon.fusion.clockmodel import group_bursts
+from topside_daemon.fusion.bursts import group_bursts
+from topside_daemon.fusion.latency import latency_of
 from topside_daemon.fusion.matching import tolerance_ns
+from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.stream import FusedRow, Fuser
+from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.fusion.timeline import SegmentState, Timeline
 
+AS_RECORDED = Settings()
 RECENT = 200  # arrivals of each sensor from which the tolerance is learned
+NEWEST = 64  # bursts that the clock's proof is made of while a session runs
 LAG = 20  # in-water readings that may wait for a proof of their pairing
 SILENCE_NS = 3_000_000_000  # a sensor quiet for longer holds nobody up
 STALE_NS = 5_000_000_000  # a value older than this is not shown as current
 HOLD_NS = 10_000_000_000  # in-water readings wait this long for the first comparison of the clocks
+UNSETTLED_NS = 40_000  # this much unforeseen after
+UNSETTLED_AHEAD_S = 30.0  # is a drift that changes
 TOLERANCE_NS = 600_000_000  # until the sensors have shown their periods
 
 
@@ -39,10 +49,19 @@ class Live:
         self._publisher = publisher
         self.begin("", [], inwater=False, surface=False)
 
-    def begin(self, session_id: str, topside_epochs: list[Epoch], inwater: bool, surface: bool) -> None:
-        """Forget what was; watch this session, with these sensors."""
+    def begin(
+        self,
+        session_id: str,
+        topside_epochs: list[Epoch],
+        inwater: bool,
+        surface: bool,
+        link: LinkMemory | None = None,
+        settings: Settings = AS_RECORDED,
+    ) -> None:
+        """Forget what was; watch this session, with these sensors and what is known of their link."""
+        self._settings = settings
         self._session_id = session_id
-        self._timeline = Timeline(topside_epochs, [])
+        self._timeline = Timeline(topside_epochs, [], link)
         self._fuser = Fuser(self._timeline, TOLERANCE_NS, LAG)
         self._anchor_ns = topside_epochs[-1].utc_ns - topside_epochs[-1].mono_ns if topside_epochs else 0
         self._expected = (inwater, surface)
@@ -54,7 +73,15 @@ class Live:
         self._last_inwater: tuple[Reading | None, int] = (None, 0)
         self._last_surface: tuple[Reading | None, int] = (None, 0)
         self._last_pair: tuple[FusedRow | None, int] = (None, 0)
+        self._proofs: list[dict[str, object]] = []
         self.rows = self.pairs = 0
+
+    def know_sensor(self, inwater: bool, sensor: dict[str, Any] | None) -> None:
+        """Learn what is recorded of a sensor: how old the light is at its stamp."""
+        chosen = self._settings
+        given_ms = chosen.inwater_latency_ms if inwater else chosen.surface_latency_ms
+        latency = latency_of(sensor, None if given_ms is None else given_ms / 1e3)
+        self._timeline.latency_ns[0 if inwater else 1] = latency.total_ns
 
     def know_epoch(self, epoch: int, boot_id: str, durable_seq: int = -1) -> None:
         """Learn which boot of the Pi its rows belong to, from a live frame or from its record."""
@@ -84,6 +111,11 @@ class Live:
         """One more comparison of the clocks, or all of a session that is resumed."""
         for burst in group_bursts(exchanges):
             self._timeline.add_burst(burst)
+        self._proofs = to_builtins(self._timeline.describe(NEWEST))
+
+    def unsettled(self) -> bool:
+        """The drift is changing, or not yet known: the clocks should be compared more often."""
+        return self._timeline.unsettled_ns(UNSETTLED_AHEAD_S) > UNSETTLED_NS
 
     def tick(self) -> None:
         """Publish the rows that nothing still to come can change."""
@@ -173,10 +205,13 @@ class Live:
             "clock": {
                 "offset_ms": _ms(state.offset_ns) if state else None,
                 "offset_sd_ms": _ms(state.offset_sd_ns) if state else None,
+                "offset_low_ms": _ms(state.offset_low_ns) if state else None,
+                "offset_high_ms": _ms(state.offset_high_ns) if state else None,
                 "drift_ppm": state.drift_ppm if state else None,
                 "drift_sd_ppm": state.drift_sd_ppm if state else None,
                 "bursts": self._timeline.used,
-                "refused": self._timeline.refused.total(),
+                "refused": dict(self._timeline.refused),
+                "segments": self._proofs,
             },
         }
 

@@ -1,4 +1,4 @@
-"""Markers: one instant labelled in both records, each a burst of clock exchanges.
+"""Markers: one instant labelled in both records, each a burst of clock exchanges; and bursts between them.
 
 The topside asks; the Pi is told by HTTP, idempotently. A marker that the Pi cannot take is still
 written topside, and the failed comparison is recorded with its reason.
@@ -6,6 +6,7 @@ written topside, and the failed comparison is recorded with its reason.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from msgspec import Struct
 
 from common.clock import Clock
 from common.files import Lines, read_lines
-from common.messages import Exchange, Kind, Marker
+from common.messages import Exchange, ExchangeKind, Kind, Marker
 from common.recorder import Recorder, RecordingEnded
 from common.rows import format_utc
-from topside_daemon.pi import Pi, PiError, failed_exchange
+from topside_daemon.pi import Pi, PiError
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,17 @@ class MarkerWriter:
         self._clock = clock
         markers: list[Marker] = list(read_lines(folder / "markers.jsonl", Marker))
         exchanges: list[Exchange] = list(read_lines(folder / "exchanges.jsonl", Exchange))
-        used = [one.sequence for one in markers if one.kind == "PERIODIC"]
-        used += [one.sequence for one in exchanges if one.kind == "PERIODIC"]
-        self._next_sequence = max(used, default=0) + 1
+        self._last: Counter[str] = Counter()  # sequence by kind
+        kept: list[Marker | Exchange] = [*markers, *exchanges]
+        for one in kept:
+            self._last[one.kind] = max(self._last[one.kind], one.sequence)
         self.exchanges = len(exchanges)
-        self.started = any(marker.kind == "START" for marker in markers)  # on every side there is
+        self.pi_boot_id = next((one.pi_boot_id for one in reversed(exchanges) if one.pi_boot_id), None)
+        starts = [marker.mono_ns for marker in markers if marker.kind == "START"]
+        self.started = bool(starts)  # on every side there is
+        boots = {one.topside_boot_id for one in exchanges if one.kind == "START"}
+        # The beat goes on across a restart of this daemon, not across one of this machine.
+        self.started_ns = starts[0] if starts and clock.boot_id in boots else clock.mono_ns()
         self._known = exchanges  # until somebody watches
         self._marker_file = Lines(folder / "markers.jsonl")
         self._exchange_file = Lines(folder / "exchanges.jsonl")
@@ -75,9 +82,7 @@ class MarkerWriter:
             pi: None when there is no in-water sensor.
             surface: None when there is no surface sensor.
         """
-        sequence = 0
-        if kind == "PERIODIC":
-            sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
+        sequence = self._next(kind) if kind == "PERIODIC" else 0
         try:
             detail = await self._compare(pi, kind, sequence, probes)
             marker = self._here(kind, sequence, label)
@@ -87,11 +92,24 @@ class MarkerWriter:
             detail = detail or on_pi or on_surface
             if not detail or kind != "START":  # a START is tried again until both sides have it
                 await asyncio.to_thread(self._marker_file.append, marker, sync=True)
-                self.started |= kind == "START"
+                if kind == "START":
+                    self.started, self.started_ns = True, marker.mono_ns
         except OSError as error:
             marker = self._here(kind, sequence, label)
             detail = f"the marker is not in the session's files: {error.strerror}"
         return Marked(kind, sequence, format_utc(marker.utc_ns), pi is not None and not detail, detail)
+
+    async def probe(self, pi: Pi, probes: int) -> None:
+        """Compare the clocks between markers; neither record says anything of it.
+
+        Raises:
+            OSError: the disk refuses the exchanges.
+        """
+        await self._compare(pi, "PROBE", self._next("PROBE"), probes)
+
+    def _next(self, kind: str) -> int:
+        self._last[kind] += 1
+        return self._last[kind]
 
     async def begin_surface(self, surface: Recorder) -> None:
         """Write the surface's START though the Pi is not there yet; its own half follows when it is."""
@@ -111,14 +129,18 @@ class MarkerWriter:
             label=label,
         )
 
-    async def _compare(self, pi: Pi | None, kind: Kind, sequence: int, probes: int) -> str:
+    async def _compare(self, pi: Pi | None, kind: ExchangeKind, sequence: int, probes: int) -> str:
         """One burst of exchanges, kept; returns why it failed, "" if it did not."""
         if pi is None:
             return ""
         try:
             await self._keep(await pi.compare(self._sync_id, kind, sequence, probes))
         except PiError as error:
-            failed = failed_exchange(self._clock, self._here(kind, sequence, None), f"refused: {error}")
+            now, reason = self._clock.stamp(), f"refused: {error}"
+            boot_id = self._clock.boot_id
+            failed = Exchange(
+                self._sync_id, kind, sequence, 0, boot_id, now.utc_ns, now.mono_ns, status=reason
+            )
             await self._keep([failed])
             return str(error)
         return ""
@@ -133,8 +155,10 @@ class MarkerWriter:
         return ""
 
     async def _keep(self, burst: list[Exchange]) -> None:
-        self.exchanges += len(burst)
+        """Into the file first: what an estimate stands on must outlive it."""
         await asyncio.to_thread(self._exchange_file.append, *burst, sync=True)
+        self.exchanges += len(burst)
+        self.pi_boot_id = next((one.pi_boot_id for one in reversed(burst) if one.pi_boot_id), self.pi_boot_id)
         self._on_burst(burst)
 
     def close(self) -> None:

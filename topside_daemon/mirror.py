@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common.chunkstore import Manifest, open_name, scan, sealed_chunks, sealed_name
 from common.files import append_whole, fsync_folder, make_folder, read_json, replace
@@ -50,6 +51,7 @@ class Mirror:
         self._told = 0  # bytes of it whose rows have been told
         self._started_at = ""
         self.epochs: list[Epoch] = []  # of the Pi's clock, as its record has them
+        self.sensor: dict[str, Any] | None = None  # its configuration, likewise
         self._has_side_files = False
         self._compared = False  # what earlier runs brought has been held against the Pi's list
 
@@ -151,7 +153,7 @@ class Mirror:
                 await asyncio.to_thread(replace, self.folder / name, content)
         record = await asyncio.to_thread(read_json, self.folder / "session.json", StreamRecord)
         if record is not None:
-            self._started_at, self.epochs = record.started_at, record.epochs
+            self._started_at, self.epochs, self.sensor = record.started_at, record.epochs, record.sensor
         self._has_side_files = True
 
     def complete(self, standing: Standing) -> bool:

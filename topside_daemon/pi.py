@@ -4,27 +4,27 @@ Every call either answers or raises `PiError` with one line that says why; nothi
 """
 
 import asyncio
-import itertools
-from typing import Any, Literal, TypeVar, cast
+from types import SimpleNamespace
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from common.clock import Clock
-from common.messages import Chunk, Exchange, Marker, Stamp, TimeReply, pack_time_request, unpack_time_reply
+from common.messages import Chunk, Exchange, ExchangeKind, Marker, Stamp
 from common.recorder import OpenChunk
 from common.rows import parse_utc
 from common.service import ConfigError
+from topside_daemon.timeasker import SPACING_S, TimeAsker
 
 T = TypeVar("T")
 
 CALL_S = 5.0  # a call that takes longer has failed
 FILE_S = 30.0
-REPLY_S = 0.5  # a time reply later than this is worth nothing
+WARM_S = 60.0  # an idle connection is kept this long; the Pi closes it after 75
 MARKER_PROBE = 1000  # number of the exchange that is the marker's own call, beside those of its burst
-SPACING_S = 0.03  # between the exchanges of a burst, so that one queue does not hit all of them
 
 
 class PiError(Exception):
@@ -36,7 +36,7 @@ class PiError(Exception):
 
 
 class About(Struct, frozen=True):
-    """What `/version` says; the ports are missing on an old Pi."""
+    """What `/version` says; from `protocol` on it is missing on an old Pi."""
 
     api: str
     git: str
@@ -44,6 +44,7 @@ class About(Struct, frozen=True):
     bus_port: int | None = None
     time_port: int | None = None
     boot_id: str | None = None
+    machine_id: str | None = None
 
 
 class Standing(Struct, frozen=True):
@@ -78,8 +79,15 @@ class PiTime(Struct, frozen=True):
     utc_ns: int
 
 
+class _Timing(Struct):
+    """When a call's request left and when its answer began to arrive; both readings err to the outside."""
+
+    sent: Stamp
+    received_ns: int = 0
+
+
 class Pi:
-    """One Pi daemon. Use `open` and `close`; calls share one warm connection."""
+    """One Pi daemon. Use `open` and `close`; calls that are timed have a warm connection of their own."""
 
     def __init__(self, url: str, clock: Clock) -> None:
         """*url* is `http://HOST:PORT`.
@@ -95,21 +103,34 @@ class Pi:
             raise ConfigError(f"{url!r} is not the URL of a Pi: give --pi http://HOST:9150") from None
         self.url = url.rstrip("/")
         self.host = parts.hostname
+        self.machine_id: str | None = None  # what `about` said last of whose crystal the Pi's clock counts
         self._clock = clock
         self._http: aiohttp.ClientSession
-        self._asker: _TimeAsker | None = None
+        self._timed_http: aiohttp.ClientSession
+        self._asker: TimeAsker | None = None
 
     def open(self) -> None:
         """To be called in the loop that will make the calls."""
-        self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=CALL_S))
+        timeout = aiohttp.ClientTimeout(total=CALL_S)
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(self._leaves)
+        self._http = aiohttp.ClientSession(timeout=timeout)
+        self._timed_http = aiohttp.ClientSession(
+            timeout=timeout,
+            connector=aiohttp.TCPConnector(limit=1, keepalive_timeout=WARM_S),
+            trace_configs=[trace],
+        )
 
     async def close(self) -> None:
         if self._asker is not None:
             self._asker.close()
         await self._http.close()
+        await self._timed_http.close()
 
     async def about(self) -> About:
-        return await self._call("GET", "/version", About)
+        about = await self._call("GET", "/version", About)
+        self.machine_id = about.machine_id
+        return about
 
     async def start(self, session_id: str, mission: str, roll_interval_s: float) -> None:
         """Start the recording with this id; again, if it is the one that is recording."""
@@ -140,17 +161,15 @@ class Pi:
 
     async def mark(self, session_id: str, marker: Marker) -> Exchange:
         """Write the Pi's half of a marker; the call is a clock exchange too, if it was the first."""
-        sent = self._clock.stamp()
         wanted = {
             "session_id": session_id,
             "sync_id": marker.sync_id,
             "marker_type": marker.kind,
             "periodic_sequence": marker.sequence,
-            "t1_ns": sent.mono_ns,
+            "t1_ns": self._clock.mono_ns(),
             "label": marker.label,
         }
-        injected = await self._call("POST", "/record/sync-marker", Injected, json=wanted)
-        received_ns = self._clock.mono_ns()
+        injected, timing = await self._timed_call("POST", "/record/sync-marker", Injected, json=wanted)
         try:
             pi_utc_ns = parse_utc(injected.timestamp)
         except ValueError:
@@ -161,11 +180,11 @@ class Pi:
             sequence=marker.sequence,
             probe=MARKER_PROBE,
             topside_boot_id=self._clock.boot_id,
-            topside_utc_ns=sent.utc_ns,
-            t1_ns=sent.mono_ns,
+            topside_utc_ns=timing.sent.utc_ns,
+            t1_ns=timing.sent.mono_ns,
             t2_ns=injected.t2_ns,
             t3_ns=injected.t3_ns,
-            t4_ns=received_ns,
+            t4_ns=timing.received_ns,
             pi_boot_id=injected.boot_id,
             pi_utc_ns=pi_utc_ns,
             transport="http",
@@ -173,15 +192,28 @@ class Pi:
         )
 
     async def _call(self, method: str, path: str, kind: type[T], **options: Any) -> T:
-        content = await self._get(path, method, **options)
+        return self._decoded(await self._get(path, method, **options), path, kind)
+
+    async def _timed_call(self, method: str, path: str, kind: type[T], **options: Any) -> tuple[T, _Timing]:
+        """The answer, and when the call left and it came."""
+        timing = _Timing(self._clock.stamp())
+        content = await self._get(path, method, timing, **options)
+        return self._decoded(content, path, kind), timing
+
+    def _decoded(self, content: bytes, path: str, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(content, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise PiError(f"{self.url}{path} answered something else: {error}") from None
 
-    async def _get(self, path: str, method: str = "GET", **options: Any) -> bytes:
+    async def _get(
+        self, path: str, method: str = "GET", timing: _Timing | None = None, **options: Any
+    ) -> bytes:
+        http = self._http if timing is None else self._timed_http
         try:
-            async with self._http.request(method, self.url + path, **options) as response:
+            async with http.request(method, self.url + path, trace_request_ctx=timing, **options) as response:
+                if timing is not None:
+                    timing.received_ns = self._clock.mono_ns()
                 content = await response.read()
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise PiError(f"cannot reach the Pi at {self.url}: {_reason(error)}") from None
@@ -189,51 +221,66 @@ class Pi:
             raise PiError(_detail(content) or f"{path} answered {response.status}", response.status)
         return content
 
-    async def compare(
-        self, sync_id: str, kind: Literal["START", "PERIODIC", "STOP", "PROBE"], sequence: int, probes: int
-    ) -> list[Exchange]:
-        """A burst of exchanges: by UDP, and by HTTP if no UDP reply came. Failures are exchanges too."""
-        about = await self.about()  # also warms the connection
+    async def _leaves(
+        self,
+        _session: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        _params: aiohttp.TraceRequestHeadersSentParams,
+    ) -> None:
+        """aiohttp has a connection, and has not yet written to it."""
+        context.trace_request_ctx.sent = self._clock.stamp()
+
+    async def compare(self, sync_id: str, kind: ExchangeKind, sequence: int, probes: int) -> list[Exchange]:
+        """A burst of exchanges: by UDP, and by HTTP if no UDP reply came. Failures are exchanges too.
+
+        Answers to earlier bursts that came too late stand before it.
+        """
+        about, _ = await self._timed_call("GET", "/version", About)  # also warms the connection
+        now = self._clock.stamp()
         blank = Exchange(
-            sync_id, kind, sequence, 0, self._clock.boot_id, 0, 0, pi_boot_id=about.boot_id, transport="http"
+            sync_id, kind, sequence, 0, self._clock.boot_id, now.utc_ns, now.mono_ns, pi_boot_id=about.boot_id
         )
         burst: list[Exchange] = []
         if about.time_port is not None:
-            asker = await self._time_asker(about.time_port)
-            burst = [await asker.ask(msgspec.structs.replace(blank, probe=n)) for n in range(probes)]
+            burst = await self._ask_udp(about.time_port, _numbered(blank, 0, probes))
         if all(exchange.status != "ok" for exchange in burst):
-            first = len(burst)
-            burst += [
-                await self._ask_http(msgspec.structs.replace(blank, probe=first + n)) for n in range(probes)
-            ]
+            burst += [await self._ask_http(one) for one in _numbered(blank, probes, probes)]
         return burst
 
-    async def _time_asker(self, port: int) -> "_TimeAsker":
-        if self._asker is None or self._asker.port != port or self._asker.lost:
-            if self._asker is not None:
-                self._asker.close()
-            try:
-                self._asker = await _TimeAsker.connect(self._clock, self.host, port)
-            except OSError as error:
-                raise PiError(f"cannot ask {self.host}:{port}/udp for the time: {error}") from None
-        return self._asker
+    async def _ask_udp(self, port: int, blanks: list[Exchange]) -> list[Exchange]:
+        try:
+            if self._asker is None or self._asker.port != port or self._asker.cut_off:
+                if self._asker is not None:
+                    self._asker.close()
+                    self._asker = None
+                self._asker = await TimeAsker.connect(self._clock, self.host, port)
+        except OSError as error:
+            return [structs.replace(blanks[0], status=f"refused: cannot ask by udp: {error}")]
+        return await self._asker.burst(blanks)
 
     async def _ask_http(self, blank: Exchange) -> Exchange:
-        sent = self._clock.stamp()
-        asked = msgspec.structs.replace(blank, t1_ns=sent.mono_ns, topside_utc_ns=sent.utc_ns)
+        blank = structs.replace(blank, transport="http")
         try:
-            reply = await self._call("GET", "/api/sync/time", PiTime)
+            reply, timing = await self._timed_call("GET", "/api/sync/time", PiTime)
         except PiError as error:
-            return msgspec.structs.replace(asked, status=f"refused: {error}")
-        received_ns = self._clock.mono_ns()
+            now = self._clock.stamp()
+            asked = structs.replace(blank, t1_ns=now.mono_ns, topside_utc_ns=now.utc_ns)
+            return structs.replace(asked, status=f"refused: {error}")
         await asyncio.sleep(SPACING_S)
-        return _answered(asked, reply, received_ns)
+        return structs.replace(
+            blank,
+            topside_utc_ns=timing.sent.utc_ns,
+            t1_ns=timing.sent.mono_ns,
+            t2_ns=reply.t2_ns,
+            t3_ns=reply.t3_ns,
+            t4_ns=timing.received_ns,
+            pi_boot_id=reply.boot_id,
+            pi_utc_ns=reply.utc_ns,
+        )
 
 
-def failed_exchange(clock: Clock, marker: Marker, reason: str) -> Exchange:
-    """The record of a comparison that did not come about."""
-    now, m = clock.stamp(), marker
-    return Exchange(m.sync_id, m.kind, m.sequence, 0, clock.boot_id, now.utc_ns, now.mono_ns, status=reason)
+def _numbered(blank: Exchange, first: int, count: int) -> list[Exchange]:
+    return [structs.replace(blank, probe=first + n) for n in range(count)]
 
 
 def _reason(error: BaseException) -> str:
@@ -251,75 +298,3 @@ def _detail(content: bytes) -> str:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return ""
     return str(answer.get("detail", "")) if isinstance(answer, dict) else ""
-
-
-class _TimeAsker(asyncio.DatagramProtocol):
-    """One UDP socket to the time responder; one question at a time."""
-
-    def __init__(self, clock: Clock, port: int) -> None:
-        self.port = port
-        self.lost = False
-        self._clock = clock
-        self._xids = itertools.count(clock.mono_ns() & 0xFFFF_FFFF)
-        self._waiting: tuple[int, asyncio.Future[tuple[TimeReply, int]]] | None = None
-        self._transport: asyncio.DatagramTransport
-
-    @classmethod
-    async def connect(cls, clock: Clock, host: str, port: int) -> "_TimeAsker":
-        loop = asyncio.get_running_loop()
-        _, asker = await loop.create_datagram_endpoint(lambda: cls(clock, port), remote_addr=(host, port))
-        return asker
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        received_ns = self._clock.mono_ns()
-        reply = unpack_time_reply(data)
-        if reply is None or self._waiting is None:
-            return
-        xid, answer = self._waiting
-        if reply.xid == xid and not answer.done():
-            answer.set_result((reply, received_ns))
-
-    def error_received(self, exc: Exception) -> None:
-        """A port that is closed answers so; the question in flight will time out."""
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
-
-    async def ask(self, blank: Exchange) -> Exchange:
-        """One exchange: t1 before the datagram leaves, t4 as soon as the loop has the answer."""
-        xid = next(self._xids)
-        answer: asyncio.Future[tuple[TimeReply, int]] = asyncio.get_running_loop().create_future()
-        self._waiting = (xid, answer)
-        sent = self._clock.stamp()
-        self._transport.sendto(pack_time_request(xid, sent.mono_ns))
-        asked = _asked(blank, sent)
-        try:
-            async with asyncio.timeout(REPLY_S):
-                reply, received_ns = await answer
-        except TimeoutError:
-            return msgspec.structs.replace(asked, status="timeout")
-        finally:
-            self._waiting = None
-        await asyncio.sleep(SPACING_S)
-        return _answered(asked, reply, received_ns)
-
-    def close(self) -> None:
-        self._transport.close()
-
-
-def _answered(asked: Exchange, reply: TimeReply | PiTime, received_ns: int) -> Exchange:
-    return msgspec.structs.replace(
-        asked,
-        t2_ns=reply.t2_ns,
-        t3_ns=reply.t3_ns,
-        t4_ns=received_ns,
-        pi_boot_id=reply.boot_id,
-        pi_utc_ns=reply.utc_ns,
-    )
-
-
-def _asked(blank: Exchange, sent: Stamp) -> Exchange:
-    return msgspec.structs.replace(blank, transport="udp", t1_ns=sent.mono_ns, topside_utc_ns=sent.utc_ns)

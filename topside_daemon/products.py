@@ -16,13 +16,19 @@ from common.files import fsync_folder, read_json, read_lines, replace
 from common.messages import Epoch, Exchange, Marker
 from common.recorder import StreamRecord
 from common.rows import HEADER, format_utc
-from topside_daemon.fusion.clockmodel import best_of_burst, delay_ns, group_bursts, offset_ns
+from topside_daemon.fusion.bursts import delay_ns, group_bursts, offset_ns, refusal
+from topside_daemon.fusion.settings import Settings
+from topside_daemon.fusion.tether import LinkMemory
 
 POLITELY = ["nice", "-n", "20"] if shutil.which("nice") else []  # the daemon asks for priority; this must not
 
 
 class SessionRecord(Struct):
-    """`session.json` of a session folder; epochs are those of the topside clock."""
+    """`session.json` of a session folder; epochs are those of the topside clock.
+
+    link: what earlier sessions had shown of this pair of machines when this one began. fusion: how it is
+    to be fused.
+    """
 
     session_id: str
     sync_id: str
@@ -35,6 +41,8 @@ class SessionRecord(Struct):
     stopped_at: str | None = None
     inwater_started: bool = False
     epochs: list[Epoch] = []
+    link: LinkMemory | None = None
+    fusion: Settings = Settings()
 
 
 async def produce(folder: Path, session: SessionRecord, stamped: str) -> dict[str, Any]:
@@ -113,7 +121,11 @@ def _sync_metadata(
 ) -> dict[str, Any]:
     """The old file, key by key, for readers that know it; offsets here are between the wall clocks."""
     exchanges = list(read_lines(folder / "exchanges.jsonl", Exchange))
-    best = [one for burst in group_bursts(exchanges) if (one := best_of_burst(burst)) is not None]
+    best = [
+        min(whole, key=delay_ns)
+        for burst in group_bursts(exchanges)
+        if (whole := [one for one in burst if refusal(one) is None])
+    ]
     streams = _streams(folder)
     return {
         "schemaVersion": 1,
@@ -124,7 +136,7 @@ def _sync_metadata(
         "sensors": {role: _sensor(streams.get(role), folder, role) for role in ("inWater", "surface")},
         "timeSync": {"inWater": _time_sync(best[0]) if best else None, "surface": None},
         "markers": _markers(folder, streams, best),
-        "driftModel": _drift_model(best),
+        "driftModel": _drift_model(best, report["clock"]),
         "fusion": {
             "status": "complete",
             "state": session.state,
@@ -153,10 +165,14 @@ def _sensor(stream: Path | None, folder: Path, role: str) -> dict[str, Any] | No
 
 
 def _wall_offset_ms(exchange: Exchange) -> float:
-    """Pi - topside between the wall clocks, which were read beside t2 and t1."""
+    """Pi - topside between the wall clocks."""
+    return offset_ns(exchange) / 1e6 + _wall_ahead_ms(exchange)
+
+
+def _wall_ahead_ms(exchange: Exchange) -> float:
+    """What the wall clocks, read beside t2 and t1, add to an offset of the monotonic ones."""
     pi_ahead_ns = (exchange.pi_utc_ns or 0) - (exchange.t2_ns or 0)
-    topside_ahead_ns = exchange.topside_utc_ns - exchange.t1_ns
-    return (offset_ns(exchange) + pi_ahead_ns - topside_ahead_ns) / 1e6
+    return (pi_ahead_ns - (exchange.topside_utc_ns - exchange.t1_ns)) / 1e6
 
 
 def _time_sync(first: Exchange) -> dict[str, Any]:
@@ -195,14 +211,15 @@ def _time_of(marker: Marker | None) -> str | None:
     return format_utc(marker.utc_ns) if marker else None
 
 
-def _drift_model(best: list[Exchange]) -> dict[str, Any] | None:
-    """First and last comparison, as the old file had it; the fused rows carry the real model."""
-    if not best:
+def _drift_model(best: list[Exchange], segments: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The clock model at its first and last comparison, between the wall clocks, as the old file had it."""
+    if not best or not segments:
         return None
     first, last = best[0], best[-1]
-    start_ms, minutes = _wall_offset_ms(first), (last.t1_ns - first.t1_ns) / 60e9
-    if first.topside_boot_id != last.topside_boot_id or minutes <= 0:
+    start_ms = segments[0]["start"]["offset_ns"] / 1e6 + _wall_ahead_ms(first)
+    minutes = (last.t1_ns - first.t1_ns) / 60e9
+    if len(segments) > 1 or minutes <= 0:
         return {"type": "constant", "startOffsetMs": start_ms}
-    end_ms = _wall_offset_ms(last)
+    end_ms = segments[-1]["end"]["offset_ns"] / 1e6 + _wall_ahead_ms(last)
     rate = (end_ms - start_ms) / minutes
     return {"type": "linear", "startOffsetMs": start_ms, "driftRateMsPerMin": rate, "endOffsetMs": end_ms}

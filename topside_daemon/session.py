@@ -10,24 +10,25 @@ import re
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
-from msgspec import Struct, structs
+import msgspec
+from msgspec import structs
 
-from common.announcer import Announcer
-from common.clock import Clock, begin_epoch
+from common.clock import ClockChange, begin_epoch
 from common.disk import Disk
 from common.files import Lines, make_folder, read_json, replace
-from common.instrument import Instrument
-from common.messages import Epoch, Event, Exchange, Kind, Reading, to_json
+from common.messages import Event, Reading, to_json
 from common.recorder import Recorder, StreamRecord
 from common.rows import format_utc
-from topside_daemon.config import Config
+from topside_daemon.beat import Beat
+from topside_daemon.deck import Deck, View
+from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.markers import Marked, MarkerWriter
 from topside_daemon.mirror import Mirror
 from topside_daemon.ordering import Ordering
-from topside_daemon.pi import Pi, PiError
+from topside_daemon.pi import PiError
 from topside_daemon.products import SessionRecord, produce
 
 log = logging.getLogger(__name__)
@@ -36,35 +37,8 @@ PULL_S = 1.0  # between pulls that nothing hastens
 RETRY_S = 2.0  # between attempts to reach a Pi that does not answer
 BREATH_S = 0.2  # shortest time between two pulls, however often the bus wakes us
 MARK_S = 15.0  # the STOP marker may take this long on a bad link or disk
-ALONE_S = 2.0  # how long the surface's START waits for the Pi
 STOP_S = 60.0  # how long `stop` waits for the agreement before it answers without
 SLUG = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-class View(Protocol):
-    """Who watches a session live; called from the event loop, in order."""
-
-    def begin(self, session_id: str, topside_epochs: list[Epoch], inwater: bool, surface: bool) -> None:
-        """A session begins or goes on, with these sensors."""
-
-    def inwater(self, readings: list[Reading]) -> None:
-        """The next in-water readings, none missing."""
-
-    def know_epoch(self, epoch: int, boot_id: str) -> None:
-        """In-water rows of this epoch were stamped in this boot of the Pi."""
-
-    def burst(self, exchanges: list[Exchange]) -> None:
-        """One more comparison of the clocks."""
-
-
-class Deck(Struct):
-    """What every session of this daemon uses."""
-
-    config: Config
-    clock: Clock
-    pi: Pi | None
-    instrument: Instrument | None
-    announcer: Announcer
 
 
 class Session:
@@ -84,7 +58,6 @@ class Session:
         self._wake = asyncio.Event()
         self._stop_asked = asyncio.Event()
         self._settled = asyncio.Event()
-        self._marker_lock = asyncio.Lock()
         self._saving = asyncio.Lock()
         self._disk = Disk("session")
         self.mirror: Mirror | None = None
@@ -106,6 +79,8 @@ class Session:
             inwater=deck.pi is not None,
             surface=deck.instrument is not None,
             epochs=[begin_epoch(0, deck.clock)],
+            link=await _recall(deck),
+            fusion=deck.config.fusion,
         )
         folder = Path(deck.config.data) / slug(mission) / f"session_{stamp}"
         session = cls(folder, record, deck, view)
@@ -133,7 +108,9 @@ class Session:
 
     async def _open(self) -> None:
         record = self.record
-        self._view.begin(record.session_id, record.epochs, record.inwater, record.surface)
+        self._view.begin(
+            record.session_id, record.epochs, record.inwater, record.surface, record.link, record.fusion
+        )
         self._event_file = await asyncio.to_thread(Lines, self.folder / "events.jsonl")
         self.markers = await asyncio.to_thread(MarkerWriter, self.folder, record.sync_id, self._deck.clock)
         self.markers.watch(self._view.burst)
@@ -141,6 +118,7 @@ class Session:
             await self.mirror.load()
             self.ordering.next_seq = self.mirror.last_seq + 1
         await self._open_surface()
+        self.beat = Beat(self.markers, record, self.recorder, self._deck, self._view, self.note)
         await self._save()
 
     async def _open_surface(self) -> None:
@@ -165,6 +143,7 @@ class Session:
             self.recorder = await Recorder.create(folder, stream, deck.clock, deck.announcer)
         if self.recorder is not None:
             deck.announcer.recorder = self.recorder
+            self._view.know_sensor(False, self.recorder.record.sensor)
 
     async def run(self) -> None:
         """Record until `stop`, then settle with the Pi. Cancelled, leave all for the next process."""
@@ -173,11 +152,11 @@ class Session:
                 group.create_task(self.recorder.run(), name="surface recorder")
             if self.record.state == "recording":
                 group.create_task(self._follow(), name="mirror")
-                group.create_task(self._compare_clocks(), name="markers")
+                group.create_task(self.beat.run(), name="markers")
                 await self._stop_asked.wait()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(MARK_S):
-                        await self._mark("STOP", None)
+                        await self.beat.mark("STOP", None)
                 self.record.stopped_at = format_utc(self._deck.clock.utc_ns())
                 await self._enter("stopping", "")
             if self.recorder is not None:
@@ -192,6 +171,7 @@ class Session:
         """Ask for the end and wait for the agreement, at most a minute."""
         self._stop_asked.set()
         self._wake.set()
+        self.beat.stop()
         try:
             async with asyncio.timeout(STOP_S):
                 await self._settled.wait()
@@ -199,14 +179,18 @@ class Session:
             pass
 
     async def mark(self, label: str) -> Marked:
-        """Write a labelled marker on both sides."""
-        return await self._mark("PERIODIC", label)
+        """Write a labelled marker on both sides.
 
-    async def _mark(self, kind: Kind, label: str | None) -> Marked:
-        async with self._marker_lock:
-            pi = self._deck.pi if self.record.inwater else None
-            probes = self._deck.config.markers.probes
-            return await self.markers.mark(kind, pi, self.record.session_id, self.recorder, probes, label)
+        Raises:
+            RecordingEnded: the session is being stopped.
+        """
+        return await self.beat.mark("PERIODIC", label)
+
+    def clock_changed(self, change: ClockChange) -> None:
+        """Something happened to this machine's clocks."""
+        self.note(change.kind, f"topside: {change}")
+        if change.kind == "suspended":  # mono_ns stood still meanwhile, the Pi's did not
+            self.beat.restart()
 
     async def _follow(self) -> None:
         """Keep the Pi recording and its copy here up to date."""
@@ -216,8 +200,11 @@ class Session:
             try:
                 await self._start_inwater()
                 standing = await self.mirror.pull()
+                self._view.know_sensor(True, self.mirror.sensor)
                 for epoch in self.mirror.epochs:
                     self._view.know_epoch(epoch.epoch, epoch.boot_id)
+                for epoch in self.mirror.epochs[-1:]:
+                    self.beat.pi_boot(epoch.boot_id)
                 self._pi_is("stopped by somebody else" if standing.state == "stopped" else "")
             except PiError as error:
                 self._pi_is(str(error))
@@ -245,38 +232,6 @@ class Session:
         except TimeoutError:
             pass
         self._wake.clear()
-
-    async def _compare_clocks(self) -> None:
-        """START as soon as both sides record, then PERIODIC at whole intervals after it."""
-        alone = self.recorder
-        deadline_ns = self._deck.clock.mono_ns() + round(ALONE_S * 1e9)
-        while not self.markers.started:
-            wait_s = BREATH_S
-            if alone is not None and self._deck.clock.mono_ns() > deadline_ns:
-                await self.markers.begin_surface(alone)
-                alone = None
-            if self.record.inwater_started or not self.record.inwater:
-                wait_s = RETRY_S if (await self._mark("START", None)).detail else 0.0
-            if await self._stops_within(wait_s):
-                return
-        interval_s = self._deck.config.markers.interval_s
-        if not interval_s or not self.record.inwater:
-            return
-        due_ns = self._deck.clock.mono_ns()
-        while True:
-            now_ns = self._deck.clock.mono_ns()
-            due_ns += round(interval_s * 1e9) * max(1, -((due_ns - now_ns) // round(interval_s * 1e9)))
-            if await self._stops_within((due_ns - now_ns) / 1e9):
-                return
-            await self._mark("PERIODIC", None)
-
-    async def _stops_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop_asked.wait()
-        except TimeoutError:
-            return False
-        return True
 
     async def _settle(self) -> None:
         """Agree with the Pi on what was recorded; fuse what is here meanwhile, and all of it in the end."""
@@ -333,8 +288,23 @@ class Session:
             self.note("fusion_failed", str(error))
             detail = f"{detail}; fusion failed: {error}".removeprefix("; ")
             state = "incomplete" if state == "incomplete" else "failed"
+        else:
+            await self._remember(self.report)
         await self._enter(state, detail)
         self._settled.set()
+
+    async def _remember(self, report: dict[str, Any]) -> None:
+        """Keep what this session has shown of the link to the Pi for the next one."""
+        deck, told = self._deck, report.get("link")
+        if told is None or deck.pi is None or deck.pi.machine_id is None or deck.machine_id is None:
+            return
+        try:
+            memory = msgspec.convert(told, LinkMemory)
+        except msgspec.ValidationError as error:
+            self.note("link_memory_not_kept", str(error))
+            return
+        now_ns = deck.clock.utc_ns()
+        await asyncio.to_thread(deck.links.remember, deck.pi.machine_id, deck.machine_id, memory, now_ns)
 
     async def _enter(self, state: str, detail: str) -> None:
         self.record.state, self.record.detail = state, detail
@@ -385,6 +355,13 @@ class Session:
     def ended(self) -> bool:
         """Nothing is being recorded any more, whether or not it is settled."""
         return self.record.state != "recording"
+
+
+async def _recall(deck: Deck) -> LinkMemory | None:
+    """What earlier sessions have shown of the link to this Pi; None if it has not been heard yet."""
+    if deck.pi is None or deck.pi.machine_id is None or deck.machine_id is None:
+        return None
+    return await asyncio.to_thread(deck.links.recall, deck.pi.machine_id, deck.machine_id)
 
 
 def slug(mission: str) -> str:

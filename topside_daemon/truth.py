@@ -1,9 +1,10 @@
-"""A finished session held against what the simulated sensors really sent, from the files alone."""
+"""A finished session held against what the simulated sensors really did, from the files alone."""
 
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 from msgspec import Struct
 
@@ -12,15 +13,21 @@ from common.rows import MARKER_MODE, parse_utc
 
 
 class Line(Struct, frozen=True, gc=False):
-    """One line a simulator sent: when its first byte left, on this machine's clocks, and what it said."""
+    """One line a simulator sent: when its first byte left, on this machine's clocks, how long before that the
+    light was averaged (the middle of it), and what it said."""
 
     mono_ns: int
     utc_ns: int
+    age_ns: int
     said: tuple[str, str, str]
 
 
 class Comparison(Struct, frozen=True):
-    """What became of the readings of one session; times in ms, offsets Pi - topside."""
+    """What became of the readings of one session; times in ms, offsets Pi - topside.
+
+    error: of the clock, a fused time against when the line left, the latency taken from it put back.
+    light_age, latency: how long before its line left the light was averaged, and what was taken for it.
+    """
 
     inwater_recorded: int
     surface_recorded: int
@@ -30,6 +37,8 @@ class Comparison(Struct, frozen=True):
     paired: int
     error_p95_ms: float
     error_max_ms: float
+    light_age_ms: float
+    latency_ms: float
     offset_ms: float | None
     offset_sd_ms: float | None
     true_offset_ms: float | None
@@ -45,9 +54,14 @@ def read_truth(path: Path) -> list[Line]:
     """The lines of a simulator's truth file."""
     with path.open(newline="", encoding="ascii") as file:
         return [
-            Line(int(row["mono_ns"]), int(row["utc_ns"]), (row["value"], row["temp_c"], row["vin"]))
+            Line(
+                int(row["mono_ns"]),
+                int(row["utc_ns"]),
+                int(row["mono_ns"]) - int(row["centre_ns"]),
+                (row["value"], row["temp_c"], row["vin"]),
+            )
             for row in csv.DictReader(file)
-            if row["vin"] is not None
+            if row["depth_m"] is not None
         ]
 
 
@@ -76,8 +90,14 @@ def sent(readings: list[tuple[int, tuple[str, str, str]]], truth: list[Line]) ->
                 break
 
 
-def compare(session: Path, truth: list[Line], offset_ns_at: Callable[[int], int]) -> Comparison:
-    """Hold a session's product against the truth of its in-water sensor."""
+def compare(
+    session: Path, truth: list[Line], offset_ns_at: Callable[[int], int], latency_ns: int = 0
+) -> Comparison:
+    """Hold a session's product against the truth of its in-water sensor.
+
+    Args:
+        latency_ns: what the fusion took from every in-water time for the sensor's averaging and its line.
+    """
     with (session / "unified_session.csv").open(newline="", encoding="ascii") as file:
         rows = list(csv.DictReader(file))
     inwater = recorded(next(session.glob("in-water_*")))
@@ -85,7 +105,7 @@ def compare(session: Path, truth: list[Line], offset_ns_at: Callable[[int], int]
     lines = dict(sent(inwater, truth))
     fused = {int(row["inwater_seq"]): row for row in rows if row["inwater_seq"]}
     errors = sorted(
-        abs(parse_utc(row["timestamp"]) - lines[seq].utc_ns) / 1e6
+        abs(parse_utc(row["timestamp"]) + latency_ns - lines[seq].utc_ns) / 1e6
         for seq, row in fused.items()
         if seq in lines
     )
@@ -101,6 +121,8 @@ def compare(session: Path, truth: list[Line], offset_ns_at: Callable[[int], int]
         paired=sum(1 for row in overlap if row["surface_seq"]),
         error_p95_ms=errors[(len(errors) - 1) * 95 // 100] if errors else float("nan"),
         error_max_ms=errors[-1] if errors else float("nan"),
+        light_age_ms=median(line.age_ns for line in lines.values()) / 1e6 if lines else float("nan"),
+        latency_ms=latency_ns / 1e6,
         offset_ms=float(last["offset_ms"]) if last["offset_ms"] else None,
         offset_sd_ms=float(last["offset_sd_ms"]) if last["offset_sd_ms"] else None,
         true_offset_ms=None if true_offset_ns is None else true_offset_ns / 1e6,

@@ -48,17 +48,20 @@ Sense = Callable[[int, int], Sample]  # mean over [start_ns, end_ns]
 
 
 class Emission(NamedTuple):
-    """Bytes on the wire from start_ns to end_ns; printed is set for data lines."""
+    """Bytes on the wire from start_ns to end_ns. For data lines printed is set, and centre_ns, the middle of
+    the time whose light they tell."""
 
     start_ns: int
     end_ns: int
     data: bytes
     printed: Printed | None = None
+    centre_ns: int = 0
 
 
 class _Send(NamedTuple):
     data: bytes
     printed: Printed | None = None
+    centre_ns: int = 0
 
 
 class _Pause(NamedTuple):
@@ -79,7 +82,7 @@ def transmit_ns(size: int, baud: int) -> int:
 
 
 def average_ns(averaging: int, rate_hz: int) -> int:
-    """How long one average takes: averaging / (rate x 1.0054) + 14.16 ms."""
+    """How long one average takes: averaging / (rate x 1.0054) + 14.16 ms, the first 14.16 ms thrown away."""
     return round((averaging / (rate_hz * ADC_SPEED) + ADC_SETTLE_S) * 1e9)
 
 
@@ -163,7 +166,7 @@ class Firmware:
             step = self._program.send(byte)
             if isinstance(step, _Send):
                 end_ns = due_ns + transmit_ns(len(step.data), self.eeprom.baud)
-                emissions.append(Emission(due_ns, end_ns, step.data, step.printed))
+                emissions.append(Emission(due_ns, end_ns, step.data, step.printed, step.centre_ns))
                 self._wait(end_ns)
             elif isinstance(step, _Pause):
                 self._wait(due_ns + round(step.seconds * 1e9))
@@ -222,8 +225,10 @@ class Firmware:
         return self._sense(self._at_ns, self._at_ns)
 
     def _reading(self, start_ns: int, end_ns: int, tag: str = "") -> _Send:
-        printed = print_sample(self.eeprom, self._sense(start_ns, end_ns))
-        return _Send(f"{data_line(self.eeprom, printed, tag)}\r\n".encode("ascii", "replace"), printed)
+        from_ns = start_ns + round(ADC_SETTLE_S * 1e9)
+        printed = print_sample(self.eeprom, self._sense(from_ns, end_ns))
+        data = f"{data_line(self.eeprom, printed, tag)}\r\n".encode("ascii", "replace")
+        return _Send(data, printed, (from_ns + end_ns) // 2)
 
     def _freerun(self) -> _Program:
         while True:

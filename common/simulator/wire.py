@@ -15,7 +15,7 @@ from common.simulator.firmware import Emission, overhear
 from common.simulator.terminal import Terminal, point, unpoint
 from common.simulator.texts import Eeprom
 
-TRUTH_HEADER = "line,mono_ns,utc_ns,value,temp_c,vin,depth_m"
+TRUTH_HEADER = "line,mono_ns,utc_ns,value,temp_c,vin,centre_ns,depth_m"
 WATCH_NS = 20_000_000  # how often an unused port is looked at for somebody opening it
 
 
@@ -198,9 +198,9 @@ class Wire:
         the sensor still talking, and deaf.
         """
         start_ns, end_ns, size = sending.emission.start_ns, sending.emission.end_ns, len(sending.data)
-        if not self._quantum_ns:
-            return start_ns if sending.emission.printed else end_ns
         byte_ns = start_ns - (sending.sent + 1) * (end_ns - start_ns) // -size
+        if not self._quantum_ns:
+            return byte_ns if sending.emission.printed else end_ns
         return byte_ns + (self._ticks_from_ns - byte_ns) % self._quantum_ns
 
     def _write_part(self, sending: _Sending, upto: int) -> None:
@@ -220,5 +220,6 @@ class Wire:
         line = self._counts["lines"]
         self._counts["lines"] += 1
         if sending.whole and self._truth:
-            numbers = f"{printed.value},{printed.temp_c},{printed.vin},{printed.depth_m:.3f}"
+            said = f"{printed.value},{printed.temp_c},{printed.vin}"
+            numbers = f"{said},{sending.emission.centre_ns},{printed.depth_m:.3f}"
             print(f"{line},{sending.mono_ns},{sending.utc_ns},{numbers}", file=self._truth, flush=True)

@@ -26,13 +26,13 @@ class BootedClock(SystemClock):
 
 
 class Timekeeper:
-    """Serves on loopback; *udp_port* names another responder than its own, 0 none."""
+    """Serves on loopback. Set *udp_port* to name another responder than its own, to 0 for none."""
 
-    def __init__(self, udp_port: int | None = None) -> None:
+    def __init__(self) -> None:
         self.clock = BootedClock()
         self.connections: set[object] = set()
         self.asked_by_http = 0
-        self._udp_port = udp_port
+        self.udp_port: int | None = None
         self._runner: web.AppRunner
 
     async def open(self) -> None:
@@ -54,7 +54,7 @@ class Timekeeper:
 
     async def _version(self, request: web.Request) -> web.Response:
         self.connections.add(request.transport)
-        port = self._time.port if self._udp_port is None else self._udp_port or None
+        port = self._time.port if self.udp_port is None else self.udp_port or None
         about = {"api": "0.2.0", "git": "x", "protocol": 1, "boot_id": self.clock.boot_id, "machine_id": "m"}
         return answer(about | {"time_port": port})
 

@@ -7,9 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 from common.messages import to_json
-from topside_daemon.fusion.fuse import Settings, fuse_session
+from topside_daemon.fusion.fuse import fuse_session
 from topside_daemon.fusion.readers import SessionError
 from topside_daemon.fusion.report import report_text
+from topside_daemon.fusion.settings import Settings
 
 EXIT_DONE, EXIT_USAGE, EXIT_LOSS, EXIT_BUG = 0, 2, 3, 70
 
@@ -24,17 +25,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="write there instead of into the session")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each session")
-    parser.add_argument("--tolerance-ms", metavar="X", type=_milliseconds, help="largest distance of a pair")
+    own = "; without any of these options as the session itself says"
+    parser.add_argument(
+        "--tolerance-ms", metavar="X", type=_milliseconds, help=f"largest distance of a pair{own}"
+    )
     parser.add_argument(
         "--latency-ms",
         metavar="INWATER,SURFACE",
         type=_latencies,
-        default=(None, None),
-        help="how much older than its stamp the light is; by default from the recorded configuration, "
-        "and 0,0 corrects nothing; leave one empty to keep what was recorded",
+        help="how much older than its stamp the light is: 0,0 corrects nothing, an empty one keeps what the "
+        f"recorded configuration says{own}",
     )
     parser.add_argument(
-        "--dejitter", action="store_true", help="put readings at their sensor's own pace, where it has one"
+        "--dejitter",
+        action="store_true",
+        help=f"put readings at their sensor's own pace, where it has one{own}",
     )
     options = parser.parse_args(arguments)
     names = Counter(path.resolve().name for path in options.paths)
@@ -62,11 +67,17 @@ def _milliseconds(text: str) -> float:
     return value
 
 
+def _settings(options: argparse.Namespace) -> Settings | None:
+    if options.tolerance_ms is None and options.latency_ms is None and not options.dejitter:
+        return None
+    inwater_ms, surface_ms = options.latency_ms or (None, None)
+    return Settings(options.tolerance_ms, inwater_ms, surface_ms, options.dejitter)
+
+
 def _fuse_one(path: Path, options: argparse.Namespace, several: bool) -> int:
     out = options.out / path.resolve().name if options.out and several else options.out
     try:
-        settings = Settings(options.tolerance_ms, options.latency_ms, options.dejitter)
-        report = fuse_session(path, out, settings)
+        report = fuse_session(path, out, _settings(options))
     except SessionError as error:
         print(error, file=sys.stderr)
         return EXIT_LOSS if several else EXIT_USAGE

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from itertools import pairwise
 from math import sqrt
 from statistics import fmean, median
+from typing import Literal
 
 from msgspec import Struct
 
@@ -22,6 +23,7 @@ from topside_daemon.fusion.tether import LinkMemory, Node, Tether
 
 DRIFT_PRIOR_PPM = 85.0  # sd of the difference of two uncalibrated crystals
 DRIFT_MEMORY_PPM = 10.0  # the same two crystals on another day
+DRIFT_MEASURED_PPM = 4.0  # known to this, a drift owes little to what was assumed
 GATE_SDS = 5.0  # a bracket further than this from what was foretold is not a late packet,
 GATE_NS = 50_000.0  # because late packets have wide brackets that hold the truth
 BREAK_BURSTS = 3  # bursts in a row that contradict the model but not each other: a clock has jumped
@@ -50,7 +52,8 @@ class Evidence(Struct, frozen=True):
     """What a model stands on. Residuals: measured minus smoothed offset of the bursts in use.
 
     wander: mean strength of the drift's random walk, (s/s)^2 per s. contradictions: intervals between
-    bursts in which their brackets exclude each other, so that the certificate is void.
+    bursts in which their brackets exclude each other, so that the certificate is void. memory: whether
+    what earlier sessions had shown of the drift was a prior, or was contradicted at once.
     """
 
     residual_rms_ns: int
@@ -61,6 +64,7 @@ class Evidence(Struct, frozen=True):
     http_bias_ns: int | None
     wander: float
     contradictions: int
+    memory: Literal["none", "used", "contradicted"]
 
 
 class _Span(Struct, gc=False):
@@ -83,16 +87,18 @@ class ClockModel:
 
     def __init__(self, memory: LinkMemory | None = None) -> None:
         self._memory = memory
+        self._trusting = memory is not None
         self._origin = Bracket(0, 0, 0, 0)
         self._reset()
         self._seen = 0
         self._doubted: list[Burst] = []
 
     def _reset(self) -> None:
-        memory = self._memory
-        drift_ppm, sd_ppm = (memory.drift_ppm, DRIFT_MEMORY_PPM) if memory else (0.0, DRIFT_PRIOR_PPM)
+        drift_ppm, sd_ppm = 0.0, DRIFT_PRIOR_PPM
+        if self._memory is not None and self._trusting:
+            drift_ppm, sd_ppm = self._memory.drift_ppm, DRIFT_MEMORY_PPM
         self._bank = FilterBank(drift_ppm * _PPM, sd_ppm * _PPM)
-        self._tether = Tether(memory)
+        self._tether = Tether(self._memory)
         self._nodes = self._tether.nodes
         self._forget()
 
@@ -110,18 +116,42 @@ class ClockModel:
         if node is not None:
             self._doubted.clear()
             self._keep(node)
+            if self._trusting and self._remembers_wrong():
+                self._distrust()
             return True
         if self._doubted and not may_follow(self._doubted[-1], burst):
             self._doubted.clear()
         self._doubted.append(burst)
+        if self._trusting and not self._has_drift():
+            self._distrust()
+            return not self._doubted
         if len(self._doubted) <= len(self._nodes):
             return False
-        believed, self._doubted = self._doubted, []
-        self._reset()
+        self._start_again(self._doubted)
+        return True
+
+    def _remembers_wrong(self) -> bool:
+        assert self._memory is not None
+        drift = self._bank.at(self._nodes[-1].t).drift
+        return self._has_drift() and abs(drift - self._memory.drift_ppm * _PPM) > 3 * DRIFT_MEMORY_PPM * _PPM
+
+    def _distrust(self) -> None:
+        """What was measured is right, and what was remembered is not."""
+        self._trusting = False
+        self._start_again([node.burst for node in self._nodes] + self._doubted)
+
+    def _start_again(self, believed: list[Burst]) -> None:
         self._seen -= len(believed)
+        self._doubted = []
+        self._reset()
         for one in believed:
             self.take(one)
-        return True
+
+    def _has_drift(self) -> bool:
+        """The drift was measured, not only assumed."""
+        if len(self._nodes) < 2:
+            return False
+        return sqrt(self._bank.at(self._nodes[-1].t).drift_variance) < DRIFT_MEASURED_PPM * _PPM
 
     @property
     def broken(self) -> list[Burst]:
@@ -262,18 +292,17 @@ class ClockModel:
             http_bias_ns=self._tether.http_bias_ns,
             wander=self._bank.wander,
             contradictions=sum(span.bounds.contradict for span in inner),
+            memory="none" if self._memory is None else "used" if self._trusting else "contradicted",
         )
 
     def learned(self, utc_ns: int) -> LinkMemory | None:
         """What the next session over this link may start from, learned at *utc_ns*.
 
-        None before the drift is known better than a memory is trusted.
+        None before the drift was measured.
         """
-        if not self._nodes:
+        if not self._has_drift():
             return None
         now = self._bank.at(self._nodes[-1].t)
-        if sqrt(now.drift_variance) > DRIFT_MEMORY_PPM * _PPM:
-            return None
         before, bias_ns = self._memory or LinkMemory(0.0), self._tether.http_bias_ns
         return LinkMemory(
             drift_ppm=now.drift / _PPM,

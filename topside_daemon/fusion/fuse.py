@@ -7,16 +7,16 @@ order in which rows and exchanges once arrived.
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, median_low
-
-from msgspec import Struct
+from typing import NamedTuple
 
 from common.messages import Epoch
 from topside_daemon.fusion.bursts import group_bursts
 from topside_daemon.fusion.dejitter import Refusal, dejitter
-from topside_daemon.fusion.latency import latency_of
+from topside_daemon.fusion.latency import Latency, latency_of
 from topside_daemon.fusion.matching import tolerance_ns
 from topside_daemon.fusion.readers import Session, Stream, read_session
-from topside_daemon.fusion.report import Report, Smoothed, report_on
+from topside_daemon.fusion.report import Handled, Report, Smoothed, report_on
+from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.stream import Fuser
 from topside_daemon.fusion.timeline import Timeline, complete_pi_epochs, complete_topside_epochs
 from topside_daemon.fusion.writers import write_unified
@@ -24,55 +24,50 @@ from topside_daemon.fusion.writers import write_unified
 UNIFIED_FILE = "unified_session.csv"
 
 
-class Settings(Struct, frozen=True):
-    """What a user may decide about a fusion.
-
-    tolerance_ms: largest distance of a pair; None: from the periods and the clock's deviation.
-    latency_ms: how much older than its stamp the light is, in-water and surface; None: as recorded.
-    dejitter: replace arrival times by the sensors' own pace where that can be done.
-    """
-
-    tolerance_ms: float | None = None
-    latency_ms: tuple[float | None, float | None] = (None, None)
-    dejitter: bool = False
-
-
-AS_RECORDED = Settings()
-
-
-def fuse_session(path: Path, out: Path | None = None, settings: Settings = AS_RECORDED) -> Report:
+def fuse_session(path: Path, out: Path | None = None, settings: Settings | None = None) -> Report:
     """Fuse one folder into `unified_session.csv`, there or in *out*, replaced at once when complete.
 
     Args:
         path: a session folder, or the folder of one sensor.
+        settings: None: as the session was recorded to be fused.
 
     Raises:
         SessionError: nothing to fuse at *path*; the message names the cause and the cure.
         OSError: a file cannot be read or written.
     """
     session = read_session(path)
-    latencies = [
-        latency_of(stream.sensor, None if given is None else given / 1e3)
-        for stream, given in zip((session.inwater, session.surface), settings.latency_ms, strict=True)
-    ]
-    timeline = _timeline(session, (latencies[0].total_ns, latencies[1].total_ns))
-    smooth = [_smooth(stream, settings.dejitter) for stream in (session.inwater, session.surface)]
+    chosen = settings or session.settings
+    inwater = _Side.of(session.inwater, chosen.inwater_latency_ms, chosen.dejitter)
+    surface = _Side.of(session.surface, chosen.surface_latency_ms, chosen.dejitter)
+    timeline = _timeline(session, (inwater.latency.total_ns, surface.latency.total_ns))
     tolerance = (
-        _tolerance_ns(session, timeline)
-        if settings.tolerance_ms is None
-        else round(settings.tolerance_ms * 1e6)
+        _tolerance_ns(session, timeline) if chosen.tolerance_ms is None else round(chosen.tolerance_ms * 1e6)
     )
     fuser = Fuser(timeline, tolerance)
-    for reading, moved_ns in zip(session.inwater.readings, smooth[0][1], strict=True):
+    for reading, moved_ns in zip(session.inwater.readings, inwater.moved_ns, strict=True):
         fuser.push_inwater(reading, moved_ns)
-    for reading, moved_ns in zip(session.surface.readings, smooth[1][1], strict=True):
+    for reading, moved_ns in zip(session.surface.readings, surface.moved_ns, strict=True):
         fuser.push_surface(reading, moved_ns)
     rows = fuser.finish()
     output = (out or path) / UNIFIED_FILE
     output.parent.mkdir(parents=True, exist_ok=True)
     write_unified(output, rows)
-    handling = [(latency, one[0]) for latency, one in zip(latencies, smooth, strict=True)]
-    return report_on(session, timeline, tolerance, rows, str(output), handling)
+    handled = (Handled(inwater.latency, inwater.smoothed), Handled(surface.latency, surface.smoothed))
+    return report_on(session, chosen, timeline, tolerance, rows, str(output), handled)
+
+
+class _Side(NamedTuple):
+    """What is done to the stamps of one sensor; moved_ns for each of its readings."""
+
+    latency: Latency
+    smoothed: Smoothed | None
+    moved_ns: list[int]
+
+    @classmethod
+    def of(cls, stream: Stream, latency_ms: float | None, dejittered: bool) -> "_Side":
+        latency = latency_of(stream.sensor, None if latency_ms is None else latency_ms / 1e3)
+        smoothed, moved_ns = _smooth(stream, dejittered)
+        return cls(latency, smoothed, moved_ns)
 
 
 def _smooth(stream: Stream, wanted: bool) -> tuple[Smoothed | None, list[int]]:

@@ -20,6 +20,7 @@ from common.rows import HEADER, decode_row
 from topside_daemon.fusion.banner import banner_rows
 from topside_daemon.fusion.cockpit import decode_marker_row, decode_old_row, read_metadata, with_measured
 from topside_daemon.fusion.ladder import Ladder, Record, climb
+from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.fusion.timeline import UNNUMBERED
 
@@ -69,7 +70,7 @@ class Session(Struct):
     """What a folder holds. epochs are the topside machine's; notes say what optional part was unusable.
 
     ladder: the clock for what has no exchanges. link: what earlier sessions had shown of the pair of
-    machines when this one began.
+    machines when this one began. settings: how it was to be fused.
     """
 
     path: Path
@@ -79,6 +80,7 @@ class Session(Struct):
     exchanges: list[Exchange] = []
     epochs: list[Epoch] = []
     link: LinkMemory | None = None
+    settings: Settings = Settings()
     rejects: list[Reject] = []
     notes: list[str] = []
 
@@ -107,7 +109,7 @@ def read_session(path: Path) -> Session:
     session = Session(path=path, inwater=streams[0], surface=streams[1], ladder=ladder, notes=notes)
     if path not in (inwater, surface):
         record = _read_record(path, notes)
-        session.epochs, session.link = record.epochs, record.link
+        session.epochs, session.link, session.settings = record.epochs, record.link, record.fusion
     _read_exchanges(session)
     return session
 
@@ -262,6 +264,7 @@ class _Record(Struct):
     epochs: list[Epoch] = []
     link: LinkMemory | None = None
     sensor: dict[str, Any] | None = None
+    fusion: Settings = Settings()
 
 
 def _read_record(folder: Path, notes: list[str]) -> _Record:

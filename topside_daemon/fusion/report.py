@@ -7,6 +7,7 @@ from typing import get_args
 
 from msgspec import Struct
 
+from common import VERSION
 from common.messages import Epoch
 from common.rows import format_utc
 from topside_daemon.fusion.clockmodel import Estimate
@@ -14,6 +15,7 @@ from topside_daemon.fusion.ladder import RungName, Seed
 from topside_daemon.fusion.latency import Latency
 from topside_daemon.fusion.matching import period_ns
 from topside_daemon.fusion.readers import Reject, Session, Stream
+from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.stream import FusedRow
 from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.fusion.timeline import SegmentProof, Timeline
@@ -33,11 +35,18 @@ class Smoothed(Struct, frozen=True):
     left: dict[str, int]
 
 
+class Handled(Struct, frozen=True):
+    """What was done to the stamps of one sensor. latency: what was taken off every instant, because the light
+    is older than its stamp; dejitter: None where it was not asked for."""
+
+    latency: Latency
+    dejitter: Smoothed | None
+
+
 class SensorReport(Struct, frozen=True):
     """What one sensor's record held. single: rows without a partner; missing: holes in seq.
 
-    latency: what was taken off every instant, because the light is older than its stamp. dejitter: None
-    where it was not asked for.
+    latency and dejitter: see `Handled`.
     """
 
     name: str
@@ -61,6 +70,8 @@ class Report(Struct, frozen=True):
     may start from. refused counts exchanges by reason.
     """
 
+    version: str
+    settings: Settings
     session: str
     output: str
     rows: int
@@ -90,25 +101,28 @@ class Report(Struct, frozen=True):
 
 def report_on(
     session: Session,
+    settings: Settings,
     timeline: Timeline,
     tolerance: int,
     rows: Sequence[FusedRow],
     output: str,
-    handling: Sequence[tuple[Latency, Smoothed | None]],
+    handled: tuple[Handled, Handled],
 ) -> Report:
-    """Count what a fusion did. handling: of the in-water and of the surface sensor's stamps."""
+    """Count what a fusion did; handled: the in-water and the surface sensor's stamps."""
     inwater_ns = [row.time_ns for row in rows if row.inwater]
     surface_ns = sorted(row.time_ns - (row.pair_dt_ns or 0) for row in rows if row.surface)
     distances = sorted(abs(row.pair_dt_ns) for row in rows if row.pair_dt_ns is not None)
     dropouts = _dropouts(surface_ns)
     return Report(
+        version=VERSION,
+        settings=settings,
         session=str(session.path),
         output=output,
         rows=len(rows),
         paired=len(distances),
         gaps=_gaps(rows, surface_ns, inwater_ns, dropouts),
-        inwater=_sensor(session.inwater, len(distances), len(_dropouts(inwater_ns)), *handling[0]),
-        surface=_sensor(session.surface, len(distances), len(dropouts), *handling[1]),
+        inwater=_sensor(session.inwater, len(distances), len(_dropouts(inwater_ns)), handled[0]),
+        surface=_sensor(session.surface, len(distances), len(dropouts), handled[1]),
         tolerance_ms=tolerance / 1e6,
         pair_p50_ms=_quantile_ms(distances, 50),
         pair_p95_ms=_quantile_ms(distances, 95),
@@ -131,9 +145,7 @@ def _seeds_used(session: Session, rows: Sequence[FusedRow]) -> list[Seed]:
     return [seed for seed in session.ladder.seeds if seed.epoch in without]
 
 
-def _sensor(
-    stream: Stream, paired: int, dropouts: int, latency: Latency, smoothed: Smoothed | None
-) -> SensorReport:
+def _sensor(stream: Stream, paired: int, dropouts: int, handled: Handled) -> SensorReport:
     return SensorReport(
         name=stream.name,
         rows=len(stream.readings),
@@ -143,8 +155,8 @@ def _sensor(
         duplicates=stream.duplicates,
         torn=stream.torn,
         missing=stream.missing,
-        latency=latency,
-        dejitter=smoothed,
+        latency=handled.latency,
+        dejitter=handled.dejitter,
     )
 
 

@@ -68,7 +68,8 @@ class SegmentProof(SegmentState, frozen=True):
     """The same with what it stands on: both ends, what the bursts leave unexplained, how long they took.
 
     wander: mean strength of the drift's random walk, (s/s)^2 per s. contradictions: intervals between
-    bursts in which the brackets exclude each other; the certificate is void there.
+    bursts in which the brackets exclude each other; the certificate is void there. memory: whether what
+    earlier sessions had shown of the drift was a prior.
     """
 
     start: Estimate
@@ -81,6 +82,7 @@ class SegmentProof(SegmentState, frozen=True):
     http_bias_ns: int | None
     wander: float
     contradictions: int
+    memory: Literal["none", "used", "contradicted"]
 
 
 class _Segment:
@@ -213,11 +215,11 @@ class Timeline:
         pi_epochs: Iterable[Epoch],
         memory: LinkMemory | None = None,
         ladder: Ladder | None = None,
-        latency_ns: tuple[int, int] = (0, 0),
+        latency_ns: Sequence[int] = (0, 0),
     ) -> None:
         self._memory = memory
         self._ladder = ladder
-        self.latency_ns = latency_ns
+        self.latency_ns = list(latency_ns)
         self._topside_boots: dict[int, str] = {}
         self._pi_boots: dict[int, str] = {}
         self._anchors: dict[str, int] = {}
