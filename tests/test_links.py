@@ -127,7 +127,7 @@ def test_a_session_begins_with_what_is_known_of_the_link(tmp_path: Path, pi: PiD
         links.remember(machine, machine, LinkMemory(drift_ppm=20.0, utc_ns=6), 6)
         topside.kill()
         topside.start()
-        topside.wait_for(have(topside, 40))
+        topside.wait_for(have(topside, 240))  # twelve seconds, in which the drift is measured
         assert stop(topside) == ("complete", msgspec.to_builtins(known))
     learned = links.recall(machine, machine)
     assert learned is not None and learned.utc_ns > 10**18

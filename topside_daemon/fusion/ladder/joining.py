@@ -156,7 +156,8 @@ class Joining:
             return False
         ties = self._pairs + self._anchors
         before = [tie for tie in ties if tie.indices[INWATER] < jump.index]
-        offset_ns = median(map(self._offset_ns, before)) if before else 0
+        begun_ns = under[0] - deck[0]  # without a tie: the records of one session begin together
+        offset_ns = median(map(self._offset_ns, before)) if before else begun_ns
         end = _Tie("end", (under[-1], deck[-1]), (len(under) - 1, len(deck) - 1))
         return jump.size_ns / 2 < self._offset_ns(end) - offset_ns < jump.size_ns + OVERHANG_NS
 
