@@ -21,7 +21,7 @@ from tests.sim.disk import full_after
 from tests.sim.timekeeper import Timekeeper
 from topside_daemon.beat import Beat, Cadence
 from topside_daemon.config import Config, Markers
-from topside_daemon.deck import Deck, Nobody
+from topside_daemon.deck import Deck, View
 from topside_daemon.links import Links
 from topside_daemon.markers import MarkerWriter
 from topside_daemon.pi import Pi
@@ -150,7 +150,7 @@ class Station:
         self.writer.watch(self.bursts.append)
         self.notes: list[str] = []
         self.beat = Beat(
-            self.writer, record, None, deck, Nobody(), lambda kind, detail: self.notes.append(kind)
+            self.writer, record, None, deck, View(), lambda kind, detail: self.notes.append(kind)
         )
 
     def kept(self) -> list[tuple[str, int]]:

@@ -19,7 +19,7 @@ from common.service import Supervisor, notify, take_folder, watchdog
 from common.web import Refused
 from topside_daemon.api import Api
 from topside_daemon.config import Config
-from topside_daemon.deck import Deck, Nobody
+from topside_daemon.deck import Deck, View
 from topside_daemon.links import Links
 from topside_daemon.live import Live
 from topside_daemon.pi import Pi, PiError
@@ -122,7 +122,7 @@ class Daemon:
     async def _take_up(self, folder: Path, recording: bool) -> bool:
         """False if the disk refuses; a session that is damaged is left alone, and said so."""
         try:
-            session = await Session.resume(folder, self._deck, self._live if recording else Nobody())
+            session = await Session.resume(folder, self._deck, self._live if recording else View())
         except ValueError as error:
             log.error("not resumed: %s", error)
             return True

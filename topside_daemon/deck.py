@@ -1,6 +1,6 @@
 """What every session of this daemon uses, and who watches it."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 
@@ -15,8 +15,9 @@ from topside_daemon.links import Links
 from topside_daemon.pi import Pi
 
 
-class View(Protocol):
-    """Who watches a session live; called from the event loop, in order."""
+class View:
+    """Who watches a session live; called from the event loop, in order. This one looks away: all it is
+    shown is in the files."""
 
     def begin(
         self,
@@ -43,31 +44,6 @@ class View(Protocol):
 
     def unsettled(self) -> bool:
         """Whether the drift is changing, so that the clocks are to be compared more often."""
-        ...
-
-
-class Nobody:
-    """Watches a session that is only being settled: all it would be shown is in the files."""
-
-    def begin(
-        self,
-        session_id: str,
-        topside_epochs: list[Epoch],
-        inwater: bool,
-        surface: bool,
-        link: LinkMemory | None,
-        settings: Settings,
-    ) -> None: ...
-
-    def know_sensor(self, inwater: bool, sensor: dict[str, Any] | None) -> None: ...
-
-    def inwater(self, readings: list[Reading]) -> None: ...
-
-    def know_epoch(self, epoch: int, boot_id: str) -> None: ...
-
-    def burst(self, exchanges: list[Exchange]) -> None: ...
-
-    def unsettled(self) -> bool:
         return False
 
 

@@ -21,6 +21,7 @@ from common.messages import (
     ReadingFrame,
     number,
 )
+from topside_daemon.deck import View
 from topside_daemon.fusion.bursts import group_bursts
 from topside_daemon.fusion.latency import latency_of
 from topside_daemon.fusion.matching import tolerance_ns
@@ -41,7 +42,7 @@ UNSETTLED_AHEAD_S = 30.0  # is a drift that changes
 TOLERANCE_NS = 600_000_000  # until the sensors have shown their periods
 
 
-class Live:
+class Live(View):
     """Watches the session that is recording; `tick` publishes what has become final behind it."""
 
     def __init__(self, clock: Clock, publisher: Publisher) -> None:

@@ -245,14 +245,15 @@ def _anchor_text(epoch: Epoch) -> str:
 
 def _segment_text(segment: SegmentProof) -> str:
     minutes = (segment.last_mono_ns - segment.first_mono_ns) / 60e9
+    found = segment.evidence
     bursts = f"{segment.used} bursts in {minutes:.1f} min, {segment.refused} refused"
     return (
         f"Pi {segment.pi_boot_id[:8]}, {bursts}\n"
         f"    offset {_offset_text(segment.start)} at the start, {_offset_text(segment.end)} ms at the end\n"
         f"    drift {_drift_text(segment.start)} at the start, {_drift_text(segment.end)} ppm at the end\n"
-        f"    residuals {_ms(segment.residual_rms_ns)} ms rms, at most {_ms(segment.residual_max_ns)}; "
-        f"delays from {_ms(segment.delay_min_ns)}, median {_ms(segment.delay_median_ns)}, "
-        f"p95 {_ms(segment.delay_p95_ns)} ms by {segment.transport}"
+        f"    residuals {_ms(found.residual_rms_ns)} ms rms, at most {_ms(found.residual_max_ns)}; "
+        f"delays from {_ms(segment.delay_min_ns)}, median {_ms(found.delay_median_ns)}, "
+        f"p95 {_ms(found.delay_p95_ns)} ms by {found.transport}"
     )
 
 

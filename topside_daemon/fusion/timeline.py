@@ -16,7 +16,7 @@ from msgspec import Struct, structs
 
 from common.messages import Epoch, Exchange, Reading
 from topside_daemon.fusion.bursts import Burst, usable
-from topside_daemon.fusion.clockmodel import ClockModel, Estimate
+from topside_daemon.fusion.clockmodel import ClockModel, Estimate, Evidence
 from topside_daemon.fusion.ladder import Ladder
 from topside_daemon.fusion.tether import LinkMemory
 
@@ -65,24 +65,11 @@ class SegmentState(Struct, frozen=True):
 
 
 class SegmentProof(SegmentState, frozen=True):
-    """The same with what it stands on: both ends, what the bursts leave unexplained, how long they took.
-
-    wander: mean strength of the drift's random walk, (s/s)^2 per s. contradictions: intervals between
-    bursts in which the brackets exclude each other; the certificate is void there. memory: whether what
-    earlier sessions had shown of the drift was a prior.
-    """
+    """The same with the estimate at both ends of its bursts, and what it stands on."""
 
     start: Estimate
     end: Estimate
-    residual_rms_ns: int
-    residual_max_ns: int
-    delay_median_ns: int
-    delay_p95_ns: int
-    transport: str
-    http_bias_ns: int | None
-    wander: float
-    contradictions: int
-    memory: Literal["none", "used", "contradicted"]
+    evidence: Evidence
 
 
 class _Segment:
@@ -128,7 +115,7 @@ class _Segment:
             **structs.asdict(self.state()),
             start=self._start,
             end=self.model.at(self.model.span_ns[1]),
-            **structs.asdict(self.model.evidence(newest)),
+            evidence=self.model.evidence(newest),
         )
 
 
