@@ -21,7 +21,6 @@ from tests.sim import MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_sess
 from tests.sim.cockpit import KINDS
 from topside_daemon.fusion.__main__ import main
 from topside_daemon.fusion.fuse import UNIFIED_FILE, fuse_session
-from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.stream import FusedRow
 from topside_daemon.fusion.writers import UNIFIED_HEADER, format_row, write_unified
 
@@ -205,7 +204,7 @@ def test_a_tolerance_can_be_given(tmp_path: Path) -> None:
     assert main([str(folder), "--tolerance-ms", "20", "--json"]) == 0
     distances = [abs(float(row["pair_dt_ms"])) for row in fused(folder) if row["pair_dt_ms"]]
     assert distances == [] or max(distances) <= 20
-    assert fuse_session(folder, settings=Settings(tolerance_ms=0)).paired == 0
+    assert fuse_session(folder, tolerance_ms=0).paired == 0
 
 
 def test_json_and_text_say_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,15 +294,15 @@ def test_light_is_older_than_its_stamp(tmp_path: Path) -> None:
     (folder / "in-water_11111111" / "session.json").write_text(
         json.dumps({"sensor": {"config": {"averaging": 125, "adc_rate_hz": 125}, "baud": 9600}})
     )
-    moved, given = instants_ns(folder), instants_ns(folder, Settings(inwater_latency_ms=100.0))
+    moved, given = instants_ns(folder), instants_ns(folder, inwater_latency_ms=100.0)
     assert {round((plain[seq] - moved[seq]) / MS) for seq in plain} == {501}
     assert {plain[seq] - given[seq] for seq in plain} == {100 * MS}
     assert fuse_session(folder).inwater.latency.averaging_ns == S // 2
 
 
-def instants_ns(folder: Path, settings: Settings | None = None) -> dict[str, int]:
+def instants_ns(folder: Path, **otherwise: float) -> dict[str, int]:
     """When each in-water reading was, fused with these settings."""
-    fuse_session(folder, settings=settings)
+    fuse_session(folder, None, **otherwise)
     return {row["inwater_seq"]: parse_utc(row["timestamp"]) for row in fused(folder) if row["inwater_seq"]}
 
 
@@ -341,6 +340,34 @@ def test_a_session_is_fused_again_as_it_was_to_be(tmp_path: Path) -> None:
     plain = instants_ns(folder)
     record = json.loads((folder / "session.json").read_text())
     (folder / "session.json").write_text(json.dumps(record | {"fusion": {"inwater_latency_ms": 40.0}}))
-    kept, given = instants_ns(folder), instants_ns(folder, Settings(inwater_latency_ms=0.0))
+    kept, given = instants_ns(folder), instants_ns(folder, inwater_latency_ms=0.0)
     assert {plain[seq] - kept[seq] for seq in plain} == {40 * MS}
     assert given == plain
+
+
+def test_the_proof_stays_with_the_table(tmp_path: Path) -> None:
+    """The report is beside every table; a session's own metadata tell of the fusion that is there."""
+    folder = draw_session(18, duration_s=20).write(tmp_path / "s")
+    (folder / "sync_metadata.json").write_text('{"mission": "m", "fusion": {"report": {"rows": 1}}}')
+    assert main([str(folder), "--latency-ms", "40,0", "--out", str(tmp_path / "out")]) == 0
+    assert json.loads((folder / "sync_metadata.json").read_text())["fusion"]["report"] == {"rows": 1}
+    beside = json.loads((tmp_path / "out" / "unified_session.json").read_text())
+    assert beside["settings"]["inwater_latency_ms"] == 40
+    assert main([str(folder), "--latency-ms", ",7"]) == 0
+    metadata = json.loads((folder / "sync_metadata.json").read_text())
+    assert metadata["mission"] == "m"
+    assert metadata["fusion"]["report"] == json.loads((folder / "unified_session.json").read_text())
+    assert metadata["fusion"]["report"]["settings"]["surface_latency_ms"] == 7
+
+
+def test_one_option_leaves_the_others_as_recorded(tmp_path: Path) -> None:
+    """--tolerance-ms does not undo the session's own latency, and --no-dejitter its dejittering."""
+    folder = draw_session(19, duration_s=20).write(tmp_path / "s")
+    record = json.loads((folder / "session.json").read_text())
+    kept = {"inwater_latency_ms": 500.0, "dejitter": True}
+    (folder / "session.json").write_text(json.dumps(record | {"fusion": kept}))
+    assert main([str(folder), "--tolerance-ms", "60"]) == 0
+    settings = json.loads((folder / "unified_session.json").read_text())["settings"]
+    assert (settings["tolerance_ms"], settings["inwater_latency_ms"], settings["dejitter"]) == (60, 500, True)
+    assert main([str(folder), "--no-dejitter"]) == 0
+    assert not json.loads((folder / "unified_session.json").read_text())["settings"]["dejitter"]

@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         ("status", "where everything stands"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--http", dest="daemon", metavar="HOST:PORT", default=Config().http)
+        command.add_argument("--http", dest="daemon", metavar="HOST:PORT", help=f"default {Config().http}")
         command.add_argument("--json", action="store_true", help="print the answer as JSON")
         if name == "start":
             command.add_argument("--mission", default="mission", help="what the folder will be called")
@@ -83,16 +83,17 @@ async def _talk(options: argparse.Namespace) -> int:
         wanted = {"mission": options.mission}
     elif options.command == "mark":
         wanted = {"label": options.label}
+    daemon = options.daemon or options.http or Config().http
     timeout = aiohttp.ClientTimeout(total=CALL_S)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout) as http,
-            http.request(method, f"http://{options.daemon}{path}", json=wanted) as response,
+            http.request(method, f"http://{daemon}{path}", json=wanted) as response,
         ):
             status, said = response.status, await response.json()
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         reason = str(error) or type(error).__name__
-        print(f"no topside daemon at {options.daemon}: {reason}: start one, or give --http", file=sys.stderr)
+        print(f"no topside daemon at {daemon}: {reason}: start one, or give --http", file=sys.stderr)
         return REFUSED
     if status != 200:
         print(said.get("detail", said), file=sys.stderr)

@@ -32,7 +32,7 @@ from topside_daemon.fusion.timeline import SegmentState, Timeline
 
 AS_RECORDED = Settings()
 RECENT = 200  # arrivals of each sensor from which the tolerance is learned
-NEWEST = 64  # bursts that the clock's proof is made of while a session runs
+NEWEST = 16  # bursts of the proof while a session runs: 5 ms of work in the loop that stamps
 LAG = 20  # in-water readings that may wait for a proof of their pairing
 SILENCE_NS = 3_000_000_000  # a sensor quiet for longer holds nobody up
 STALE_NS = 5_000_000_000  # a value older than this is not shown as current

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def _time_sync(first: Exchange) -> dict[str, Any]:
     return {
         "method": "ntp_handshake_v1",
         "offsetMs": round(_wall_offset_ms(first)),
-        "uncertaintyMs": round(delay_ns(first) / 2e6),
+        "uncertaintyMs": ceil(delay_ns(first) / 2e6),
         "measuredAt": format_utc(first.topside_utc_ns),
     }
 
@@ -215,11 +216,10 @@ def _drift_model(best: list[Exchange], segments: list[dict[str, Any]]) -> dict[s
     """The clock model at its first and last comparison, between the wall clocks, as the old file had it."""
     if not best or not segments:
         return None
-    first, last = best[0], best[-1]
-    start_ms = segments[0]["start"]["offset_ns"] / 1e6 + _wall_ahead_ms(first)
-    minutes = (last.t1_ns - first.t1_ns) / 60e9
-    if len(segments) > 1 or minutes <= 0:
+    segment = segments[0]
+    start_ms = segment["start"]["offset_ns"] / 1e6 + _wall_ahead_ms(best[0])
+    if len(segments) > 1 or segment["used"] < 2:
         return {"type": "constant", "startOffsetMs": start_ms}
-    end_ms = segments[-1]["end"]["offset_ns"] / 1e6 + _wall_ahead_ms(last)
-    rate = (end_ms - start_ms) / minutes
+    end_ms = segment["end"]["offset_ns"] / 1e6 + _wall_ahead_ms(best[-1])
+    rate = (end_ms - start_ms) / ((segment["end_mono_ns"] - segment["start_mono_ns"]) / 60e9)
     return {"type": "linear", "startOffsetMs": start_ms, "driftRateMsPerMin": rate, "endOffsetMs": end_ms}

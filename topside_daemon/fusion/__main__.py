@@ -10,7 +10,6 @@ from common.messages import to_json
 from topside_daemon.fusion.fuse import fuse_session
 from topside_daemon.fusion.readers import SessionError
 from topside_daemon.fusion.report import report_text
-from topside_daemon.fusion.settings import Settings
 
 EXIT_DONE, EXIT_USAGE, EXIT_LOSS, EXIT_BUG = 0, 2, 3, 70
 
@@ -25,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="write there instead of into the session")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each session")
-    own = "; without any of these options as the session itself says"
+    own = "; by default as the session itself says"
     parser.add_argument(
         "--tolerance-ms", metavar="X", type=_milliseconds, help=f"largest distance of a pair{own}"
     )
@@ -38,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--dejitter",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help=f"put readings at their sensor's own pace, where it has one{own}",
     )
     options = parser.parse_args(arguments)
@@ -56,28 +55,33 @@ def main(arguments: list[str] | None = None) -> int:
 def _latencies(text: str) -> tuple[float | None, float | None]:
     given = [float(one) if one.strip() else None for one in text.split(",")]
     if len(given) != 2 or not all(one is None or abs(one) < 1e7 for one in given):
-        raise argparse.ArgumentTypeError(f"{text}: give two numbers of milliseconds, as in 500,500")
+        raise argparse.ArgumentTypeError(f"{text}: give two numbers of milliseconds below 1e7, as in 500,500")
     return given[0], given[1]
 
 
 def _milliseconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text}: give milliseconds from 0")
+        raise argparse.ArgumentTypeError(f"{text}: give milliseconds from 0 to below 1e9")
     return value
 
 
-def _settings(options: argparse.Namespace) -> Settings | None:
-    if options.tolerance_ms is None and options.latency_ms is None and not options.dejitter:
-        return None
+def _otherwise(options: argparse.Namespace) -> dict[str, float | bool | None]:
+    """The settings that were given."""
     inwater_ms, surface_ms = options.latency_ms or (None, None)
-    return Settings(options.tolerance_ms, inwater_ms, surface_ms, options.dejitter)
+    given = {
+        "tolerance_ms": options.tolerance_ms,
+        "inwater_latency_ms": inwater_ms,
+        "surface_latency_ms": surface_ms,
+        "dejitter": options.dejitter,
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _fuse_one(path: Path, options: argparse.Namespace, several: bool) -> int:
     out = options.out / path.resolve().name if options.out and several else options.out
     try:
-        report = fuse_session(path, out, _settings(options))
+        report = fuse_session(path, out, **_otherwise(options))
     except SessionError as error:
         print(error, file=sys.stderr)
         return EXIT_LOSS if several else EXIT_USAGE

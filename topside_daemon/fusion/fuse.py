@@ -4,39 +4,45 @@ The product is a pure function of the session's files and the settings: the same
 order in which rows and exchanges once arrived.
 """
 
+import json
 from math import sqrt
 from pathlib import Path
 from statistics import fmean, median_low
 from typing import NamedTuple
 
-from common.messages import Epoch
+from msgspec import structs, to_builtins
+
+from common.files import replace
+from common.messages import Epoch, to_json
 from topside_daemon.fusion.bursts import group_bursts
+from topside_daemon.fusion.cockpit import METADATA_FILE
 from topside_daemon.fusion.dejitter import Refusal, dejitter
 from topside_daemon.fusion.latency import Latency, latency_of
 from topside_daemon.fusion.matching import tolerance_ns
 from topside_daemon.fusion.readers import Session, Stream, read_session
 from topside_daemon.fusion.report import Handled, Report, Smoothed, report_on
-from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.stream import Fuser
 from topside_daemon.fusion.timeline import Timeline, complete_pi_epochs, complete_topside_epochs
 from topside_daemon.fusion.writers import write_unified
 
 UNIFIED_FILE = "unified_session.csv"
+REPORT_FILE = "unified_session.json"  # how it was made, and how good it is
 
 
-def fuse_session(path: Path, out: Path | None = None, settings: Settings | None = None) -> Report:
-    """Fuse one folder into `unified_session.csv`, there or in *out*, replaced at once when complete.
+def fuse_session(path: Path, out: Path | None = None, **otherwise: float | bool | None) -> Report:
+    """Fuse one folder into `unified_session.csv`, there or in *out*, replaced at once when complete, and
+    put the report beside it.
 
     Args:
         path: a session folder, or the folder of one sensor.
-        settings: None: as the session was recorded to be fused.
+        otherwise: settings by name that win over those the session was recorded with.
 
     Raises:
         SessionError: nothing to fuse at *path*; the message names the cause and the cure.
         OSError: a file cannot be read or written.
     """
     session = read_session(path)
-    chosen = settings or session.settings
+    chosen = structs.replace(session.settings, **otherwise)
     inwater = _Side.of(session.inwater, chosen.inwater_latency_ms, chosen.dejitter)
     surface = _Side.of(session.surface, chosen.surface_latency_ms, chosen.dejitter)
     timeline = _timeline(session, (inwater.latency.total_ns, surface.latency.total_ns))
@@ -51,9 +57,24 @@ def fuse_session(path: Path, out: Path | None = None, settings: Settings | None 
     rows = fuser.finish()
     output = (out or path) / UNIFIED_FILE
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_unified(output, rows)
     handled = (Handled(inwater.latency, inwater.smoothed), Handled(surface.latency, surface.smoothed))
-    return report_on(session, chosen, timeline, tolerance, rows, str(output), handled)
+    report = report_on(session, chosen, timeline, tolerance, rows, str(output), handled)
+    write_unified(output, rows)
+    replace(output.with_name(REPORT_FILE), to_json(report))
+    if out is None:
+        _renew(path / METADATA_FILE, report)
+    return report
+
+
+def _renew(metadata: Path, report: Report) -> None:
+    """Have the session's own metadata tell of the table that is there now."""
+    try:
+        found = json.loads(metadata.read_bytes())
+        found["fusion"]["report"]  # the old Cockpit keeps none
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return
+    found["fusion"]["report"] = to_builtins(report)
+    replace(metadata, json.dumps(found, indent=2).encode("utf-8"))
 
 
 class _Side(NamedTuple):

@@ -29,13 +29,13 @@ def tolerance_ns(inwater_times: Sequence[int], surface_times: Sequence[int], clo
     """How far apart two readings of one moment can be stamped, in ns.
 
     Half the slower sensor's period, because two free-running samplers are up to that far apart, plus
-    the arrival jitter of both (p95 - p5 of the intervals, gaps left out, together at most another half
-    period), plus two clock deviations.
+    the arrival jitter of both (p95 - p5 of the intervals, gaps left out), plus two clock deviations, each
+    of these at most another half period: what is paired further apart is not one moment.
     """
     periods = [period for times in (inwater_times, surface_times) if (period := period_ns(times))]
     half_ns = max(periods, default=_FALLBACK_PERIOD_NS) // 2
     jitter_ns = _jitter_ns(inwater_times) + _jitter_ns(surface_times)
-    return half_ns + min(jitter_ns, half_ns) + 2 * clock_sd_ns
+    return half_ns + min(jitter_ns, half_ns) + min(2 * clock_sd_ns, half_ns)
 
 
 def _jitter_ns(times_ns: Sequence[int]) -> int:

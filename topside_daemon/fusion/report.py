@@ -202,6 +202,8 @@ def report_text(report: Report) -> str:
             f"max {report.pair_max_ms:.1f} ms (tolerance {report.tolerance_ms:.1f} ms)"
         )
     lines += [f"  clock: {_segment_text(segment)}" for segment in report.clock] or ["  clock: no exchanges"]
+    if report.clock:
+        lines.append("    (± is one standard deviation: 1.96 of them hold the truth with 95 %)")
     lines += [line for seed in report.seeds for line in _seed_lines(seed)]
     lines += [f"  time: {_anchor_text(epoch)}" for epoch in report.anchors]
     if report.refused:
@@ -223,7 +225,8 @@ def _sensor_lines(label: str, sensor: SensorReport) -> list[str]:
     ]
     if sensor.dejitter is not None:
         done = sensor.dejitter
-        lines.append(f"    {done.before_rms_ms:.3f} ms rms of jitter taken off in {done.runs} runs")
+        if done.runs:
+            lines.append(f"    {done.before_rms_ms:.3f} ms rms of jitter taken off in {done.runs} runs")
         lines += [f"    {rows} stamps left as they are: {reason}" for reason, rows in done.left.items()]
     return lines
 

@@ -65,9 +65,11 @@ class SegmentState(Struct, frozen=True):
 
 
 class SegmentProof(SegmentState, frozen=True):
-    """The same with the estimate at both ends of its bursts, and what it stands on."""
+    """The same with the estimates at its first and its last reading or burst, and what they stand on."""
 
+    start_mono_ns: int
     start: Estimate
+    end_mono_ns: int
     end: Estimate
     evidence: Evidence
 
@@ -80,6 +82,19 @@ class _Segment:
         self.topside_boot_id = topside_boot_id
         self.model = ClockModel(memory)
         self._start: Estimate | None = None
+        self._served: tuple[int, int] | None = None
+
+    def at(self, pi_mono_ns: int) -> Estimate:
+        """The estimate for a reading."""
+        first_ns, last_ns = self._served or (pi_mono_ns, pi_mono_ns)
+        self._served = (min(first_ns, pi_mono_ns), max(last_ns, pi_mono_ns))
+        return self.model.at(pi_mono_ns)
+
+    def _ends(self) -> tuple[int, int]:
+        """The first and the last instant that a burst or a reading speaks of."""
+        first_ns, last_ns = self.model.span_ns
+        served = self._served or (first_ns, last_ns)
+        return min(first_ns, served[0]), max(last_ns, served[1])
 
     def beyond_ns(self, pi_mono_ns: int) -> int:
         """How far outside its bursts an instant lies."""
@@ -109,12 +124,15 @@ class _Segment:
 
     def proof(self, newest: int | None = None) -> SegmentProof:
         """What it stands on; *newest* bounds the work to that many bursts, for a session that runs."""
+        first_ns, last_ns = self._ends()
         if self._start is None or newest is None or self.model.used <= newest:
-            self._start = self.model.at(self.model.span_ns[0])
+            self._start = self.model.at(first_ns)
         return SegmentProof(
             **structs.asdict(self.state()),
+            start_mono_ns=first_ns,
             start=self._start,
-            end=self.model.at(self.model.span_ns[1]),
+            end_mono_ns=last_ns,
+            end=self.model.at(last_ns),
             evidence=self.model.evidence(newest),
         )
 
@@ -234,7 +252,7 @@ class Timeline:
         models = [segment.model for segment in self._all()]
         return +(
             self._refused
-            + Counter({"contradicts its neighbours": sum(model.refused for model in models)})
+            + Counter({"whole burst contradicts its neighbours": sum(model.refused for model in models)})
             + Counter({"contradicts the model": sum(model.left_out for model in models)})
         )
 
@@ -297,7 +315,7 @@ class Timeline:
         segment = self._nearest(self._pi_boots.get(reading.epoch, ""), reading.mono_ns)
         if segment is None:
             return self._by_ladder(reading)
-        estimate = segment.model.at(reading.mono_ns)
+        estimate = segment.at(reading.mono_ns)
         status: ClockStatus = "held" if segment.beyond_ns(reading.mono_ns) else "measured"
         anchor_ns = self._anchors[segment.topside_boot_id]
         return Corrected(
