@@ -229,9 +229,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
-    print(
-        "p95: of the median session; in 95 %: rows in the stated interval; half-width: its median; n: sessions"
-    )
+    print("p95: of the median session; in 95 %: rows in that interval; half-width: the median; n: sessions")
     logging.getLogger("pyxdf").setLevel(logging.ERROR)  # it remarks on every segment it finds
     for stratum in STRATA:
         if stratum.name not in given.strata or (given.quick and stratum.name == "24h"):
