@@ -92,8 +92,8 @@ def test_http_counts_only_where_udp_has_no_answer() -> None:
     alone = usable([by_http], Counter())
     assert both is not None and alone is not None
     assert (both.transport, len(both.brackets), alone.transport) == ("udp", 7, "http")
-    assert both.http_ns == bracket_of(by_http).offset_ns
-    assert alone.http_ns is None
+    assert both.call == bracket_of(by_http)
+    assert alone.call is None
 
 
 @given(st.randoms(use_true_random=False))

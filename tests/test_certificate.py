@@ -3,6 +3,7 @@
 from math import exp, sin
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,3 +82,15 @@ def test_brackets_that_exclude_each_other_say_so() -> None:
     certificate = Certificate(told)
     assert certificate.between(10, 300.0, 330.0).contradict
     assert not Certificate(told[:10]).between(4, 120.0, 150.0).contradict
+
+
+def test_what_a_rate_is_allowed_is_what_the_bounds_age_by() -> None:
+    """Two tight brackets half an hour apart say the mean rate; a minute off, 10 ppm more to either side; and an
+    hour beyond the window 2 ppm more."""
+    told = [(0.0, -1.0, 0.0, 1.0), (1800.0, -1.0, 1800.0, 1.0)]
+    low, high = at(told, 60.0)
+    assert low == pytest.approx(-600_000, rel=0.01)
+    assert high == pytest.approx(600_000, rel=0.01)
+    low, high = at(told, 1800.0 + 3600 * 1.5)
+    assert high == pytest.approx(5400 * 12_000, rel=0.01)
+    assert low == pytest.approx(-5400 * 12_000, rel=0.01)

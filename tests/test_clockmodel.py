@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from math import exp
 from random import Random
 
 import pytest
@@ -139,6 +140,34 @@ def test_a_bend_is_followed() -> None:
     assert max(errors) < 50 * US
 
 
+def test_a_dive_while_nobody_measures_is_within_the_interval() -> None:
+    """Half an hour of calm says nothing about the ten minutes of a lost link; and what comes back after is the
+    same crystal."""
+
+    def diving(true_ns: int) -> int:
+        s = max(0.0, true_ns / S - 1800)
+        return PI.mono_ns(true_ns) + round(5e-6 * (s - 400 * (1 - exp(-s / 400))) * S)
+
+    def take_at(model: ClockModel, s: int) -> bool:
+        rng = Random(s)
+        up, down = (S // 1000 + round(rng.expovariate(1 / 2e5)) for _ in range(2))
+        seen, back = s * S + up, s * S + up + down
+        told = Exchange("", "PERIODIC", s, 0, "t", 0, s * S, diving(seen), diving(seen), back, "p", 0)
+        return model.take(burst_of([told]))
+
+    model = ClockModel()
+    for s in range(0, 1801, 30):
+        take_at(model, s)
+    held = [model.at(diving(s * S)) for s in range(1830, 2400, 30)]
+    errors = [
+        abs(one.offset_ns - (diving(s * S) - s * S))
+        for one, s in zip(held, range(1830, 2400, 30), strict=True)
+    ]
+    assert all(error <= 2.6 * one.sd_ns for error, one in zip(errors, held, strict=True))
+    assert [take_at(model, s) for s in range(2400, 2520, 30)] == [True] * 4
+    assert model.broken == []
+
+
 @pytest.mark.parametrize("side", ["up_ns", "down_ns"])
 def test_late_packets_of_one_direction_are_told_from_a_drift(side: str) -> None:
     """Bursts that queued 30 ms one way hardly move a model that has prompt ones before and after."""
@@ -150,6 +179,15 @@ def test_late_packets_of_one_direction_are_told_from_a_drift(side: str) -> None:
     ]
     model = model_of(bursts)
     assert max(abs(error_ns(model, PI, s * S)) for s in range(0, 570, 10)) < 100 * US
+
+
+@pytest.mark.parametrize("way_ms", [1, 5, 10, 20, 100])
+@pytest.mark.parametrize("memory", [None, LinkMemory(40.0, {"udp": 1200 * US})])
+def test_a_long_path_is_no_queue(way_ms: int, memory: LinkMemory | None) -> None:
+    """However long an even path is, and whatever shorter one is remembered, its midpoint is believed."""
+    link = Link(up_ns=way_ms * MS, down_ns=way_ms * MS, spike_share=0.0)
+    model = model_of(bursts_at(Random(21), PI, link, [*FAST_START, *range(108, 900, 30)]), memory)
+    assert max(abs(error_ns(model, PI, s * S)) for s in range(0, 900, 10)) < 50 * US
 
 
 def test_a_queue_over_the_beginning_shows_in_the_interval() -> None:
@@ -254,6 +292,29 @@ def test_the_bias_of_http_is_measured_beside_udp_and_taken_away() -> None:
     assert fixed.evidence().http_bias_ns == pytest.approx(250 * US, abs=10 * US)
     assert abs(error_ns(fixed, PI, 190 * S)) < 20 * US
     assert 200 * US < abs(error_ns(raw, PI, 190 * S)) < 1.96 * raw.at(PI.mono_ns(190 * S)).sd_ns
+
+
+def test_one_answer_by_http_does_not_widen_the_rest() -> None:
+    """Delays are compared within a transport; a fallback burst neither lowers nor raises another's."""
+    moments = [*FAST_START, *range(108, 900, 30)]
+    bursts = bursts_at(Random(22), PI, SYMMETRIC, moments)
+    slow = [structs.replace(one, t4_ns=(one.t4_ns or 0) + MS, t1_ns=one.t1_ns - MS) for one in bursts[20]]
+    plain = model_of(bursts)
+    mixed = model_of([*bursts[:20], by_http(slow, 0), *bursts[21:]])
+    for s in (100, 400, 530, 560, 800):
+        one, other = plain.at(PI.mono_ns(s * S)), mixed.at(PI.mono_ns(s * S))
+        assert other.sd_ns == pytest.approx(one.sd_ns, rel=0.1)
+
+
+def test_what_http_reads_too_much_is_taken_from_the_bursts_before_too() -> None:
+    """A session that begins by HTTP and goes on by UDP is right from its beginning, once calls have shown it."""
+    before = [by_http(burst, 250 * US) for burst in bursts_at(Random(23), PI, SYMMETRIC, FAST_START)]
+    after = [
+        [*burst, *by_http(burst[-1:], 250 * US)]
+        for burst in bursts_at(Random(24), PI, SYMMETRIC, [108, 138, 168, 198])
+    ]
+    model = model_of([*before, *after])
+    assert max(abs(error_ns(model, PI, s * S)) for s in range(0, 190, 5)) < 60 * US
 
 
 def test_what_a_model_stands_on_is_told() -> None:

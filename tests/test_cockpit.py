@@ -59,15 +59,21 @@ def write_metadata(folder: Path, text: str) -> tuple[list[str], str]:
         ('{"timeSync": {"inWater": {"offsetMs": 250, "uncertaintyMs": 6}}}', 0, "time-sync"),
         ('{"timeSync": {"inWater": {"offsetMs": 2.5, "measuredAt": "yesterday"}}}', 0, "time-sync"),
         ('{"timeSync": {"inWater": {"offsetMs": null, "method": "unsynced"}}}', 0, "none"),
-        ('{"timeSync": {"inWater": {"offsetMs": true, "uncertaintyMs": []}}}', 0, "none"),
-        ('{"timeSync": {"inWater": {"offsetMs": 1e300, "uncertaintyMs": 1}}}', 0, "none"),
+        ('{"timeSync": {"inWater": {"offsetMs": true, "uncertaintyMs": []}}}', 1, "none"),
+        ('{"timeSync": {"inWater": {"offsetMs": 1e300, "uncertaintyMs": 1}}}', 1, "none"),
+        ('{"timeSync": {"inWater": {"offsetMs": 7e13, "uncertaintyMs": 1}}}', 1, "none"),
+        ('{"timeSync": {"inWater": {"offsetMs": 250, "uncertaintyMs": 1e15}}}', 1, "none"),
+        ('{"timeSync": {"inWater": {"offsetMs": 250, "method": "unsynced"}}}', 1, "none"),
+        ('{"timeSync": {"inWater": {"offsetMs": 250, "error": "high_rtt"}}}', 1, "none"),
+        ('{"timeSync": {"inWater": {"offsetMs": 3600000, "uncertaintyMs": 6}}}', 0, "none"),
         ('{"timeSync": [], "markers": {}}', 0, "none"),
         ('{"timeSync": {"inWa', 1, "none"),
         ("[1]", 1, "none"),
     ],
 )
 def test_metadata_costs_only_its_rung(tmp_path: Path, text: str, notes: int, rung: str) -> None:
-    """Whatever is missing or damaged in sync_metadata.json, the rows are read; a broken file is noted."""
+    """Whatever is missing, damaged or absurd in sync_metadata.json, the rows are read; what is dropped is
+    noted, or complained of where only the rows show that it is wrong."""
     found, stood_on = write_metadata(tmp_path, text)
     assert (len(found), stood_on) == (notes, rung)
 

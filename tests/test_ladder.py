@@ -241,10 +241,11 @@ def test_mismatched_ids_go_down_a_rung() -> None:
 
 
 def test_of_markers_with_one_name_the_first_pair_counts() -> None:
-    """Repeats on either side change nothing, though the old fusion took the last."""
+    """Repeats on either side change nothing, though the old fusion took the last; they are mentioned."""
     repeats = (Marking("START", None, 200.0), Marking("START", 300.0, None), Marking("STOP", 599.0, None))
-    seeds = read(replace(CONSTANT, markings=(*CONSTANT.markings, *repeats))).ladder.seeds
-    assert seeds == read(CONSTANT).ladder.seeds
+    [seed] = read(replace(CONSTANT, markings=(*CONSTANT.markings, *repeats))).ladder.seeds
+    assert changed(seed, pairs_refused=[]) == read(CONSTANT).ladder.seeds[0]
+    assert [line.partition(":")[0] for line in seed.pairs_refused] == ["START", "START", "STOP"]
 
 
 def test_a_periodic_marker_is_matched_by_number() -> None:

@@ -335,3 +335,20 @@ def test_an_unusable_path_says_why(tmp_path: Path, kind: str) -> None:
         write_stream(path / "in-water_2", readings(1))
     with pytest.raises(SessionError, match=f"{kind}: .*: (give|fuse) "):
         read_session(path)
+
+
+def test_a_byte_order_mark_is_not_part_of_the_header(tmp_path: Path) -> None:
+    """A file that was saved with one is read like any other."""
+    (tmp_path / "session.csv").write_bytes(b"\xef\xbb\xbf" + "\n".join([OLD_HEAD, *RECORDED, ""]).encode())
+    stream = read_session(tmp_path).inwater
+    assert ([one.value for one in stream.readings], stream.rejects) == (values(RECORDED), [])
+
+
+def test_two_readings_in_one_millisecond_are_two(tmp_path: Path) -> None:
+    """One label with two values is no repetition; the same row again is one, and is counted."""
+    label = RECORDED[0].partition(",")[0]
+    twin = ",".join([label, *RECORDED[1].split(",")[1:]])
+    rows = [RECORDED[0], twin, twin, *RECORDED[2:]]
+    kept, reasons = read_old(tmp_path, rows)
+    assert (kept, reasons) == (values([RECORDED[0], twin, *RECORDED[2:]]), [])
+    assert read_session(tmp_path).inwater.duplicates == 1

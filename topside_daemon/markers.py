@@ -76,19 +76,23 @@ class MarkerWriter:
         probes: int,
         label: str | None,
     ) -> Marked:
-        """Compare the clocks, then write one marker on both sides, right after one another.
+        """Compare the clocks, then write one marker on both sides, right after one another; a label is
+        written first, because somebody has just said it.
 
         Args:
             pi: None when there is no in-water sensor.
             surface: None when there is no surface sensor.
         """
         sequence = self._next(kind) if kind == "PERIODIC" else 0
+        told: list[Exchange] = []
         try:
-            detail = await self._compare(pi, kind, sequence, probes)
+            detail = "" if label else await self._compare(told, pi, kind, sequence, probes)
             marker = self._here(kind, sequence, label)
             on_surface, on_pi = await asyncio.gather(
-                _on_surface(surface, marker), self._on_pi(None if detail else pi, session_id, marker)
+                _on_surface(surface, marker), self._on_pi(told, None if detail else pi, session_id, marker)
             )
+            if label:
+                detail = await self._compare(told, pi, kind, sequence, probes)
             detail = detail or on_pi or on_surface
             if not detail or kind != "START":  # a START is tried again until both sides have it
                 await asyncio.to_thread(self._marker_file.append, marker, sync=True)
@@ -97,6 +101,8 @@ class MarkerWriter:
         except OSError as error:
             marker = self._here(kind, sequence, label)
             detail = f"the marker is not in the session's files: {error.strerror}"
+        if told:  # all at once, as it will be read from the file
+            self._on_burst(told)
         return Marked(kind, sequence, format_utc(marker.utc_ns), pi is not None and not detail, detail)
 
     async def probe(self, pi: Pi, probes: int) -> None:
@@ -105,7 +111,10 @@ class MarkerWriter:
         Raises:
             OSError: the disk refuses the exchanges.
         """
-        await self._compare(pi, "PROBE", self._next("PROBE"), probes)
+        told: list[Exchange] = []
+        await self._compare(told, pi, "PROBE", self._next("PROBE"), probes)
+        if told:
+            self._on_burst(told)
 
     def _next(self, kind: str) -> int:
         self._last[kind] += 1
@@ -129,37 +138,39 @@ class MarkerWriter:
             label=label,
         )
 
-    async def _compare(self, pi: Pi | None, kind: ExchangeKind, sequence: int, probes: int) -> str:
-        """One burst of exchanges, kept; returns why it failed, "" if it did not."""
+    async def _compare(
+        self, told: list[Exchange], pi: Pi | None, kind: ExchangeKind, sequence: int, probes: int
+    ) -> str:
+        """One burst of exchanges, kept, and added to *told*; returns why it failed, "" if it did not."""
         if pi is None:
             return ""
         try:
-            await self._keep(await pi.compare(self._sync_id, kind, sequence, probes))
+            await self._keep(told, await pi.compare(self._sync_id, kind, sequence, probes))
         except PiError as error:
             now, reason = self._clock.stamp(), f"refused: {error}"
             boot_id = self._clock.boot_id
             failed = Exchange(
                 self._sync_id, kind, sequence, 0, boot_id, now.utc_ns, now.mono_ns, status=reason
             )
-            await self._keep([failed])
+            await self._keep(told, [failed])
             return str(error)
         return ""
 
-    async def _on_pi(self, pi: Pi | None, session_id: str, marker: Marker) -> str:
+    async def _on_pi(self, told: list[Exchange], pi: Pi | None, session_id: str, marker: Marker) -> str:
         if pi is None:
             return ""
         try:
-            await self._keep([await pi.mark(session_id, marker)])
+            await self._keep(told, [await pi.mark(session_id, marker)])
         except PiError as error:
             return str(error)
         return ""
 
-    async def _keep(self, burst: list[Exchange]) -> None:
+    async def _keep(self, told: list[Exchange], burst: list[Exchange]) -> None:
         """Into the file first: what an estimate stands on must outlive it."""
         await asyncio.to_thread(self._exchange_file.append, *burst, sync=True)
         self.exchanges += len(burst)
         self.pi_boot_id = next((one.pi_boot_id for one in reversed(burst) if one.pi_boot_id), self.pi_boot_id)
-        self._on_burst(burst)
+        told += burst
 
     def close(self) -> None:
         self._marker_file.close()

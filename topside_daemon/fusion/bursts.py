@@ -54,7 +54,7 @@ class Burst(Struct, frozen=True, gc=False):
 
     brackets: tuple[Bracket, ...]
     transport: str
-    http_ns: int | None = None  # midpoint of a call by HTTP beside a burst by UDP: evidence of HTTP's bias
+    call: Bracket | None = None  # by HTTP beside a burst by UDP: evidence of HTTP's bias
 
     @property
     def pi_mono_ns(self) -> int:
@@ -126,7 +126,7 @@ def usable(exchanges: Iterable[Exchange], refused: Counter[str]) -> Burst | None
         refused["contradicts its burst"] += len(brackets) - len(agreeing)
     if not agreeing:
         return None
-    http = [offset_ns(exchange) for exchange in whole if exchange.transport == "http"] if udp else []
+    http = [bracket_of(exchange) for exchange in whole if exchange.transport == "http"] if udp else []
     return Burst(tuple(agreeing), "udp" if udp else "http", http[0] if http else None)
 
 

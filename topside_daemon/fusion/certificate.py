@@ -1,7 +1,8 @@
 """The certified interval: what the brackets alone prove about the offset, whatever the noise was.
 
-It stands on two assumptions only: no packet arrives before it was sent, and within an hour a crystal's
-rate stays within 10 ppm of its mean, 2 ppm more for every hour that lies between two brackets. No I/O.
+It stands on these assumptions only: the stamps in use are true, no packet arrives before it was sent, no
+two crystals are 200 ppm apart, and within an hour the rate between them changes by no more than 10 ppm, 2
+ppm more for every further hour. No I/O.
 """
 
 from bisect import bisect_left, bisect_right
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 WINDOW_S = 3600.0  # over which a mean rate is measured
-RATE_ALLOWED = 10_000.0  # ns/s that a crystal may stray from that mean
+RATE_ALLOWED = 10_000.0  # ns/s that a rate may change by within the window, and so stray from a mean in it
 RATE_GROWTH = 2_000.0  # ns/s more for each hour beyond the window
 RATE_LIMIT = 200_000.0  # ns/s: no two crystals are further apart
 _S = 1e9

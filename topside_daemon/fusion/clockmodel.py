@@ -207,7 +207,7 @@ class ClockModel:
             bracket=bracket,
             left_out=len(burst.brackets) - len(brackets),
             t=max(t, self._nodes[-1].t + APART_S) if self._nodes else t,
-            offset=float(bracket.offset_ns - self._origin.offset_ns) - self._tether.http_bias(burst),
+            offset=float(bracket.offset_ns - self._origin.offset_ns),
             delay=float(max(0, bracket.width_ns)),
         )
 
@@ -229,7 +229,8 @@ class ClockModel:
 
     def _keep(self, node: Node) -> None:
         """Append a node, and run the filters from the first burst to which its delay is news."""
-        first = self._tether.add(node)
+        drift = self._bank.at(node.t).drift if self._nodes else 0.0
+        first = self._tether.add(node, drift)
         self._bank.cut(first)
         for one in self._nodes[first:]:
             self._bank.take(one.t, self._tether.witnesses(one))
@@ -280,7 +281,9 @@ class ClockModel:
     def evidence(self, newest: int | None = None) -> Evidence:
         """What the model stands on, once a burst has been taken: all of it, or its newest bursts."""
         nodes = self._nodes[-newest:] if newest else self._nodes
-        residuals = [node.offset - self._bank.at(node.t).offset for node in nodes]
+        residuals = [
+            node.offset - self._tether.http_bias(node.burst) - self._bank.at(node.t).offset for node in nodes
+        ]
         delays = sorted(node.delay for node in nodes)
         inner = [self._span((one.t + other.t) / 2) for one, other in pairwise(nodes)]
         return Evidence(

@@ -21,14 +21,17 @@ from topside_daemon.fusion.timeline import UNNUMBERED
 
 METADATA_FILE = "sync_metadata.json"
 ROUNDING_NS = 2_000_000  # the Pi's time cut to ms, offset and uncertainty rounded to ms
-WORST_BOUND_NS = 100_000_000  # half the round trip beyond which the old Cockpit gave up
+WORST_BOUND_NS = 100_000_000  # half the round trip beyond which the old Cockpit discarded it
 
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"(-?\d{1,20})(\.0*)?")
 _NOTHING = (b"", b"null", b"None", b"NaN", b"nan", b"undefined")  # how a missing number was written
+_ASTRAY_NS = 60_000_000_000  # outside both neighbours, which are closer together than this
+_ALONE_NS = 86_400_000_000_000  # from the first or last label to all others: no session waits a day
 _FIELDS_MIN = 4  # timestamp, sensor, mode, value: what old readers ask of a row
 _KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
-_LONGEST_MS = 1e14  # offsets beyond three thousand years are no clock's
+_LONGEST_MS = 3e12  # a century; a Pi that was never set is half of one behind
+_WIDEST_MS = 5e3  # the old Cockpit waited no longer for an answer
 
 
 class Metadata(Struct, frozen=True):
@@ -86,6 +89,36 @@ def _marker(mode: str, value: str, utc_ns: int, epoch: int = UNNUMBERED, mono_ns
     return Marker(f"{name:08x}", kind, sequence, epoch, mono_ns, utc_ns, -1)
 
 
+def repeated_rows(readings: Sequence[Reading]) -> set[int]:
+    """Indices of old rows, in the order of arrival, that are in the file a second time.
+
+    A row like the one before it, or one of a run: after a clock was set back, a single reading may by
+    chance equal another.
+    """
+    last: dict[Reading, int] = {}
+    lags = []
+    for index, reading in enumerate(readings):
+        lags.append(index - last.get(reading, index))
+        last[reading] = index
+    runs = zip(lags, [0, *lags], [*lags[1:], 0], strict=False)
+    return {index for index, (lag, *near) in enumerate(runs) if lag == 1 or (lag and lag in near)}
+
+
+def astray_rows(labels_ns: Sequence[int]) -> list[int]:
+    """Indices of single labels, in the order of arrival, that lie far outside their neighbours'."""
+    found = []
+    if len(labels_ns) > 2:
+        found += [0] * (abs(labels_ns[1] - labels_ns[0]) > _ALONE_NS)
+        for index in range(1, len(labels_ns) - 1):
+            before, label, after = labels_ns[index - 1 : index + 2]
+            low, high = min(before, after), max(before, after)
+            outside_ns = max(low - label, label - high)
+            if outside_ns > _ASTRAY_NS > high - low:
+                found.append(index)
+        found += [len(labels_ns) - 1] * (abs(labels_ns[-1] - labels_ns[-2]) > _ALONE_NS)
+    return found
+
+
 def read_metadata(folder: Path, notes: list[str]) -> Metadata:
     """What an old Cockpit measured; damage costs a note and what it hit."""
     try:
@@ -96,7 +129,7 @@ def read_metadata(folder: Path, notes: list[str]) -> Metadata:
     if found is None:
         return Metadata()
     sides = _entry(found, "timeSync")
-    time_sync, deck = _time_sync(_entry(sides, "inWater")), _time_sync(_entry(sides, "surface"))
+    time_sync, deck = (_time_sync(_entry(sides, side), side, notes) for side in ("inWater", "surface"))
     if time_sync is not None and deck is not None:  # a surface sensor with a clock of its own
         time_sync = TimeSync(
             time_sync.offset_ns - deck.offset_ns,
@@ -111,19 +144,34 @@ def _entry(found: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _time_sync(handshake: dict[str, Any]) -> TimeSync | None:
-    offset_ms = _milliseconds(handshake.get("offsetMs"))
-    if offset_ms is None:
+def _time_sync(handshake: dict[str, Any], side: str, notes: list[str]) -> TimeSync | None:
+    if handshake.get("offsetMs") is None:
         return None
-    bound_ms = _milliseconds(handshake.get("uncertaintyMs"))
-    bound_ns = WORST_BOUND_NS if bound_ms is None or bound_ms < 0 else round(bound_ms * 1e6)
+    offset_ms = _milliseconds(handshake["offsetMs"], -_LONGEST_MS, _LONGEST_MS)
+    bound_ms, bound_ns = handshake.get("uncertaintyMs"), WORST_BOUND_NS
+    if bound_ms is not None:
+        bound_ms = _milliseconds(bound_ms, 0.0, _WIDEST_MS)
+        bound_ns = -1 if bound_ms is None else round(bound_ms * 1e6)
+    doubts = [
+        f"{key} {str(handshake.get(key))[:40]}"
+        for key, found in (
+            ("offsetMs", offset_ms is None),
+            ("uncertaintyMs", bound_ns < 0),
+            ("method", handshake.get("method") == "unsynced"),
+            ("error", handshake.get("error") is not None),
+        )
+        if found
+    ]
+    if doubts or offset_ms is None:
+        notes.append(f"time-sync {side} of {METADATA_FILE} not used: {', '.join(doubts)}")
+        return None
     return TimeSync(round(offset_ms * 1e6), bound_ns + ROUNDING_NS, _instant(handshake.get("measuredAt")))
 
 
-def _milliseconds(value: object) -> float | None:
+def _milliseconds(value: object, least: float, most: float) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if abs(value) < _LONGEST_MS else None
+    return float(value) if least <= value <= most else None
 
 
 def _instant(value: object) -> int | None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 WANDERS = (1e-18, 1e-17, 1e-16, 1e-15, 1e-14, 1e-13)  # of the drift, in (s/s)^2 per s
+UNSEEN = 5e-15  # a dive that begins while nobody measures; no evidence speaks against it
 INDEPENDENT_S = 10.0  # measurements closer than this meet the same queue: no two witnesses
 _S2 = 1e18  # ns^2 per s^2
 
@@ -200,7 +201,7 @@ class FilterBank:
         """h seconds away from the last, or, negative, from the first measurement."""
         means, variances, drifts, drift_variances = [], [], [], []
         for state, wander in zip(states, WANDERS, strict=True):
-            q = wander * _S2
+            q = (wander + UNSEEN) * _S2
             means.append(state.offset + h * state.drift)
             variances.append(state.a + 2 * h * state.c + h * h * state.d + q * abs(h) ** 3 / 3)
             drifts.append(state.drift)
@@ -246,7 +247,7 @@ class FilterBank:
             states.append(state)
             ends.append(joint)
         self._smoothed = states
-        return _Interval(self._times[left], h, self.wander * _S2, _mix(self._weights, ends))
+        return _Interval(self._times[left], h, (self.wander + UNSEEN) * _S2, _mix(self._weights, ends))
 
 
 def _step_back(here: _State, foretold: _State, there: _State, h: float, q: float) -> tuple[_State, _Ends]:

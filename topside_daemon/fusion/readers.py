@@ -6,7 +6,7 @@ and line; nothing in a file raises.
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,14 @@ from common.files import read_json, read_lines
 from common.messages import Epoch, Exchange, Marker, Reading
 from common.rows import HEADER, decode_row
 from topside_daemon.fusion.banner import banner_rows
-from topside_daemon.fusion.cockpit import decode_marker_row, decode_old_row, read_metadata, with_measured
+from topside_daemon.fusion.cockpit import (
+    astray_rows,
+    decode_marker_row,
+    decode_old_row,
+    read_metadata,
+    repeated_rows,
+    with_measured,
+)
 from topside_daemon.fusion.ladder import Ladder, Record, climb
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.tether import LinkMemory
@@ -32,6 +39,8 @@ _COMBINED = "session.csv"
 _HEADER_START = b"timestamp,"
 _OUR_FIELDS = HEADER.count(",") + 1
 _WIDEST_NS = 1 << 63
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of a file that went through a spreadsheet
+_LATEST_NS = 7_258_118_400_000_000_000  # 2200-01-01; before 1970 and from there on no clock was set
 
 
 class SessionError(ValueError):
@@ -118,6 +127,8 @@ def _climb(path: Path, streams: tuple[Stream, Stream], notes: list[str]) -> Ladd
     """The ladder of a session, and its pieces put down in the readings."""
     metadata = read_metadata(path, notes)
     for stream, measured in zip(streams, metadata.markers, strict=True):
+        if stream.markers and not stream.readings:
+            notes.append(f"{stream.name}: {stream.markers} markers and no reading")
         labels_ns = [reading.utc_ns for reading in stream.readings if reading.seq == UNNUMBERED]
         if labels_ns:
             stream.marked = with_measured(stream.marked, measured, labels_ns)
@@ -178,7 +189,7 @@ def _read_stream(session: Path, folder: Path | None, notes: list[str]) -> Stream
         rows = _read_rows(file, str(file.relative_to(session)), stream, len(old))
         old += [row for row in rows if row.reading.seq == UNNUMBERED]
         ours += [row.reading for row in rows if row.reading.seq != UNNUMBERED]
-    stream.readings = _without_banner(old, stream) + _without_duplicates(ours, stream)
+    stream.readings = _true_readings(old, stream) + _without_duplicates(ours, stream)
     if named := list(read_lines(folder / MARKERS_FILE, Marker)):
         stream.marked = named + [marker for marker in stream.marked if marker.kind != "PERIODIC"]
     return stream
@@ -193,6 +204,7 @@ def _read_rows(file: Path, name: str, stream: Stream, old_before: int) -> list[_
     ended = True
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
             ended = line.endswith(b"\n")
             content = line.rstrip(b"\r\n")
             if content.startswith(_HEADER_START):
@@ -204,8 +216,10 @@ def _read_rows(file: Path, name: str, stream: Stream, old_before: int) -> list[_
                 ours = content.count(b",") + 1 >= _OUR_FIELDS
             try:
                 decoded = _decode(line) if ours else decode_old_row(content)
+                if decoded is not None:
+                    _check_range(decoded)
                 if isinstance(decoded, Reading):
-                    rows.append(_Row(name, number, _in_range(decoded)))
+                    rows.append(_Row(name, number, decoded))
                 else:
                     stream.markers += 1
                 if isinstance(decoded, Marker):
@@ -223,30 +237,47 @@ def _read_rows(file: Path, name: str, stream: Stream, old_before: int) -> list[_
     return rows
 
 
-def _in_range(reading: Reading) -> Reading:
-    numbered = reading.seq >= 0 and reading.epoch >= 0
-    if not numbered and reading.seq != UNNUMBERED:
+def _check_range(row: Reading | Marker) -> None:
+    """Raises ValueError for what no recorder can have written."""
+    if isinstance(row, Reading) and row.seq != UNNUMBERED and (row.seq < 0 or row.epoch < 0):
         raise ValueError("negative number or epoch")
-    if abs(reading.mono_ns) >= _WIDEST_NS:
+    if abs(row.mono_ns) >= _WIDEST_NS:
         raise ValueError("mono_ns is no clock's")
-    return reading
+    if not 0 <= row.utc_ns < _LATEST_NS:
+        raise ValueError("a label outside 1970 to 2200 is no clock's")
 
 
 def _decode(line: bytes) -> Reading | Marker | None:
     return decode_row(line) or decode_marker_row(line)
 
 
-def _without_banner(rows: list[_Row], stream: Stream) -> list[Reading]:
+def _true_readings(rows: list[_Row], stream: Stream) -> list[Reading]:
     """Old rows in the order of arrival: a label is no order, its clock may have been set."""
+    repeated = repeated_rows([row.reading for row in rows])
+    stream.duplicates += len(repeated)
+    rows = _leave_out(repeated, rows, stream)
+    astray = astray_rows([row.reading.utc_ns for row in rows])
+    stream.rejects += [
+        Reject(rows[n].file, rows[n].line, "a label far from those before and after it") for n in astray
+    ]
+    rows = _leave_out(astray, rows, stream)
     banner = banner_rows([row.reading for row in rows])
     for index in sorted(banner):
         file, line, reading = rows[index]
         stream.rejects.append(Reject(file, line, f"number of the boot text, not a reading: {reading.value}"))
-    kept = [index for index in range(len(rows)) if index not in banner]
+    return [row.reading for row in _leave_out(banner, rows, stream)]
+
+
+def _leave_out(found: Collection[int], rows: list[_Row], stream: Stream) -> list[_Row]:
+    """The other rows, and the old markers moved to where their neighbours are now."""
+    if not found:
+        return rows
+    kept = [index for index in range(len(rows)) if index not in found]
     stream.marked = [
-        replace(marker, after_seq=bisect_right(kept, marker.after_seq) - 1) for marker in stream.marked
+        replace(marker, after_seq=bisect_right(kept, marker.after_seq) - 1) if marker.epoch < 0 else marker
+        for marker in stream.marked
     ]
-    return [rows[index].reading for index in kept]
+    return [rows[index] for index in kept]
 
 
 def _without_duplicates(readings: Iterable[Reading], stream: Stream) -> list[Reading]:

@@ -28,11 +28,14 @@ ASYMMETRY_SHARE = 0.14  # sd of a path's constant asymmetry as a share of half i
 QUEUE_DELAY_NS = 6e6  # only a standing queue explains a smallest delay beyond this
 QUEUE_SHARE = 0.75  # and nearly all of it is in one direction
 QUEUED_NS = 9e6  # beyond this there is no doubt about it, and
+QUEUE_UNREST_NS = 1e6  # packets of one burst that stand in a queue are more unlike than this,
+QUEUE_LOPSIDED = 3.0  # and than those of the other direction
+NEAR_FLOOR_NS = 1e6  # a calm burst this much beyond a remembered delay came over another path
 TYPICAL_DELAY_NS = 3.2e6  # what the smallest would be without it
 EXCESS_SPAN_S = 300.0  # a delay that stays up for this long is a path that has changed
 EXCESS_BIAS_SHARE = 0.4  # sd of what that may shift, as a share of the excess
 CHANGE_NS = 100_000.0  # of the smallest delay: another path, of which one direction may have all
-HTTP_SD_NS = 120_000.0  # unequal handlers, as long as nothing has measured them
+HTTP_SD_NS = 200_000.0  # unequal handlers, as long as nothing has measured them
 HTTP_PAIRS = 3  # calls beside bursts by UDP that measure them
 
 
@@ -76,27 +79,39 @@ class Tether:
 
     def __init__(self, memory: LinkMemory | None) -> None:
         self._memory = memory
-        self._http_ns: list[int] = []
+        self._http_ns: list[float] = []
+        self._unrest: list[tuple[float, float]] = []
         self.nodes: list[Node] = []
         self.delay_min = inf
 
-    def add(self, node: Node) -> int:
-        """Append a burst; the place of the first one to which its delay is news."""
-        if node.burst.http_ns is not None:
-            self._http_ns.append(node.burst.http_ns - node.bracket.offset_ns)
+    def add(self, node: Node, drift: float) -> int:
+        """Append a burst; the place of the first one to which it is news.
+
+        Args:
+            drift: as far as it is known, ns/s; between a burst and its call.
+        """
         self.nodes.append(node)
+        self._unrest.append(unrest(node.burst.brackets))
         self.delay_min = min(self.delay_min, node.delay)
-        first = self._settle_floors(node)
+        first = min(self._settle_floors(node), self._hear_call(node, drift))
         for place in range(first, len(self.nodes)):
             self._settle_changes(self.nodes[place], self.nodes[max(0, place - 1)])
         return first
+
+    def _hear_call(self, node: Node, drift: float) -> int:
+        """What the call beside a burst shows of HTTP is news to the first burst that came by HTTP."""
+        call, bracket, last = node.burst.call, node.bracket, len(self.nodes) - 1
+        if call is None:
+            return last
+        later_s = (call.pi_mono_ns - bracket.pi_mono_ns) / 1e9
+        self._http_ns.append(call.offset_ns - bracket.offset_ns - drift * later_s)
+        return next((k for k, one in enumerate(self.nodes) if one.burst.transport == "http"), last)
 
     def _settle_floors(self, node: Node) -> int:
         """The smallest delay within a quarter of an hour of each burst; where it has changed first."""
         first = len(self.nodes) - 1
         node.floor = node.delay
-        if self._memory is not None and node.t - self.nodes[0].t < FLOOR_SPAN_S:
-            node.floor = min(node.floor, self._memory.delay_floor_ns.get(node.burst.transport, inf))
+        node.floor = min(node.floor, self._remembered(node))
         for place in range(len(self.nodes) - 2, -1, -1):
             other = self.nodes[place]
             if node.t - other.t > FLOOR_SPAN_S:
@@ -106,6 +121,15 @@ class Tether:
                 if node.delay < other.floor:
                     other.floor, first = node.delay, place
         return first
+
+    def _remembered(self, node: Node) -> float:
+        """The smallest delay that is remembered, while the session is young; infinite where this is another
+        path: its packets come much later and still alike, as from no queue."""
+        if self._memory is None or node.t - self.nodes[0].t > FLOOR_SPAN_S:
+            return inf
+        known = self._memory.delay_floor_ns.get(node.burst.transport, inf)
+        calm = max(unrest(node.burst.brackets)) < QUEUE_UNREST_NS
+        return inf if calm and node.delay > known + NEAR_FLOOR_NS else known
 
     @staticmethod
     def _settle_changes(node: Node, last: Node) -> None:
@@ -119,22 +143,29 @@ class Tether:
         its half of the smallest delay, tells the offset by itself. A queue that has never been absent is
         told from a long path by how unlike its packets are.
         """
-        usual = node.floor if node.floor < QUEUED_NS else TYPICAL_DELAY_NS
+        usual = TYPICAL_DELAY_NS if node.floor > QUEUED_NS and self._always_queued() else node.floor
         excess = node.delay - usual
+        offset = node.offset - self.http_bias(node.burst)
         by_http = node.burst.transport == "http"
         software = HTTP_SD_NS if by_http and self.nodes[0].burst.transport == "udp" else 0.0
         variance = STAMP_SD_NS**2 + (EXCESS_SHARE * excess) ** 2 + software**2
         if excess < CLEAN_NS:
-            return [Witness(1.0, node.offset, variance)]
+            return [Witness(1.0, offset, variance)]
         still = HTTP_STAMP_SD_NS if by_http else STAMP_SD_NS
         clean = still**2 + (CLEAN_SHARE * min(excess, CLEAN_MAX_NS)) ** 2
         home, out = (one + UNREST_NS for one in unrest(node.burst.brackets))
         home_queues = ONE_WAY_SHARE * home**2 / (home**2 + out**2)
         return [
-            Witness(1 - ONE_WAY_SHARE, node.offset, variance),
-            Witness(home_queues, node.offset + excess / 2, clean),
-            Witness(ONE_WAY_SHARE - home_queues, node.offset - excess / 2, clean),
+            Witness(1 - ONE_WAY_SHARE, offset, variance),
+            Witness(home_queues, offset + excess / 2, clean),
+            Witness(ONE_WAY_SHARE - home_queues, offset - excess / 2, clean),
         ]
+
+    def _always_queued(self) -> bool:
+        """Whether long delays are a queue that was never absent, and not a long path: then the packets of one
+        direction are much more unlike than those of the other."""
+        home, out = (median(one) for one in zip(*self._unrest, strict=True))
+        return bool(max(home, out) > max(QUEUE_UNREST_NS, QUEUE_LOPSIDED * min(home, out)))
 
     def http_bias(self, burst: Burst) -> float:
         """What a midpoint by HTTP reads above one by UDP, ns; 0 while nobody knows."""
@@ -149,7 +180,7 @@ class Tether:
         smallest = self.delay_min
         queue = max(0.0, smallest - QUEUE_DELAY_NS)
         asymmetry = (ASYMMETRY_SHARE * (smallest - queue) + QUEUE_SHARE * queue) / 2
-        excess = EXCESS_BIAS_SHARE * (self._delay_near(node) - node.floor)
+        excess = EXCESS_BIAS_SHARE * max(0.0, self._delay_near(node) - node.floor)
         handlers = 0.0
         if self.nodes[0].burst.transport == "http" and not self.http_bias(node.burst):
             handlers = HTTP_SD_NS
@@ -159,7 +190,8 @@ class Tether:
     def _delay_near(self, node: Node) -> float:
         first = bisect_left(self.nodes, node.t - EXCESS_SPAN_S, key=_instant)
         last = bisect_right(self.nodes, node.t + EXCESS_SPAN_S, key=_instant)
-        return min(one.delay for one in self.nodes[first:last])
+        transport = node.burst.transport
+        return min(one.delay for one in self.nodes[first:last] if one.burst.transport == transport)
 
     @property
     def http_bias_ns(self) -> int | None:

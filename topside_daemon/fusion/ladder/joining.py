@@ -11,14 +11,20 @@ from statistics import median
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from common.messages import Marker, Reading
-from topside_daemon.fusion.bursts import FASTEST_PPM
-from topside_daemon.fusion.ladder.oneway import DELAY_SD_NS, LATE_NS, Pair, match_markers, title
+from common.rows import format_utc
+from topside_daemon.fusion.ladder.oneway import CREDIBLE_PPM, DELAY_SD_NS, LATE_NS, Pair, match_markers, title
 from topside_daemon.fusion.ladder.rungs import Anchor
 from topside_daemon.fusion.ladder.steps import SIDES, Jump, Pieces, Step, find_jumps
 
 OVERHANG_NS = 5_000_000_000  # two sensors of one session end closer together than this
+ORDER_NS = 6_000_000_000  # that START reads high and STOP low where they are two events each
+LARGE_NS = 10_000_000_000  # a step that stands out from that
+DOUBT_SHARE = 0.55  # of a doubtful gap as deviation: the 95 % interval holds it whole
+DOUBTS_SHOWN = 3  # in one reason
+AWAY_NS = 30_000_000_000  # a time-sync was taken while both sensors recorded, or nearly so
 
 INWATER, SURFACE = 0, 1
 
@@ -64,7 +70,8 @@ class Joining:
     """Both sides' labels without the steps of their clocks.
 
     labels_ns, start_ns (label of the first START marker) and pieces are of the in-water and of the surface
-    side; complaints: markers without a match.
+    side; complaints: markers without a match, a time-sync of another time; doubts: gaps that nothing tells
+    from a step.
     """
 
     def __init__(self, inwater: Record, surface: Record, time_sync: TimeSync | None) -> None:
@@ -75,9 +82,25 @@ class Joining:
         self.pieces = (Pieces([]), Pieces([]))
         matched, self.complaints = match_markers(inwater.labelled_markers, surface.labelled_markers)
         self._pairs = sorted((self._tie(*pair) for pair in matched), key=lambda tie: tie.indices)
+        if time_sync is not None and not self._belongs(time_sync):
+            offset_s = time_sync.offset_ns / 1e9
+            self.complaints.append(f"time-sync: offset {offset_s:.3f} s lies outside the in-water record")
+            time_sync = None
         self._time_sync = time_sync
         self._anchors = [self._place(time_sync)] if time_sync else []
+        self.doubts: list[str] = []
         self._find_steps()
+
+    def _belongs(self, time_sync: TimeSync) -> bool:
+        """Whether the in-water record holds the instant of a time-sync, and any of the surface's."""
+        under, deck = self.labels_ns
+        spans = [(min(deck), max(deck))] if deck else []
+        spans += [] if time_sync.at_ns is None else [(time_sync.at_ns, time_sync.at_ns)]
+        if not under:
+            return True
+        reach_ns = AWAY_NS + time_sync.bound_ns
+        first_ns, last_ns = min(under) - time_sync.offset_ns, max(under) - time_sync.offset_ns
+        return all(start <= last_ns + reach_ns and end >= first_ns - reach_ns for start, end in spans)
 
     def _tie(self, here: Marker, there: Marker) -> _Tie:
         under, deck = self.labels_ns
@@ -100,14 +123,18 @@ class Joining:
         while witnessed := self._best_witnessed(doubtful):
             doubtful.remove(witnessed)
             self._add([witnessed], "markers measure a gap of its labels as a step")
-        outside = [one for one in doubtful if one[0] == INWATER and self._overhangs(one[1])]
-        self._add(outside[:1], "a gap of its labels would put the rest beyond the surface's end")
+        outside = [one for one in doubtful if one[0] == INWATER and self._overhangs(one[1])][:1]
+        self._add(outside, "a gap of its labels would put the rest beyond the surface's end")
+        self._doubt([one for one in doubtful if one not in outside and self._is_open(*one)])
 
     def _add(self, found: Sequence[tuple[int, Jump]], evidence: str) -> None:
         for side, jump in found:
             at_ns = self.labels_ns[side][jump.index]
             self.steps.append(Step(SIDES[side], at_ns, jump.size_ns, jump.sd_ns, evidence))
             self._jumps[side].append(jump)
+        self._cut()
+
+    def _cut(self) -> None:
         self.pieces = (Pieces(self._jumps[INWATER]), Pieces(self._jumps[SURFACE]))
 
     def joined_ns(self, side: int, label_ns: int, index: int) -> int:
@@ -132,14 +159,26 @@ class Joining:
         moved = self._moved(side, jump)
         if moved is None:
             return None
-        by_ns, drifted_ns = moved
-        miss_ns = abs(by_ns - (jump.size_ns if side == INWATER else -jump.size_ns))
-        late_ns = min(LATE_NS, abs(jump.size_ns) / 4)
-        allowed_ns = late_ns + 4 * DELAY_SD_NS + drifted_ns + 3 * jump.sd_ns
-        return miss_ns if abs(by_ns) > allowed_ns and miss_ns <= min(allowed_ns, abs(by_ns) / 2) else None
+        by_ns, allowed_ns, order_ns = moved
+        step_ns = jump.size_ns if side == INWATER else -jump.size_ns
+        below_ns = step_ns - by_ns
+        if order_ns:
+            fits = -allowed_ns <= below_ns <= allowed_ns + order_ns and by_ns / step_ns > 0.5
+        else:
+            fits = abs(by_ns) > allowed_ns and abs(below_ns) <= min(allowed_ns, abs(by_ns) / 2)
+        return abs(below_ns) if fits else None
 
-    def _moved(self, side: int, jump: Jump) -> tuple[float, float] | None:
-        """What the offset moved by across a gap, and what it may by drift; None if unknown."""
+    def _stood_still(self, side: int, jump: Jump) -> bool:
+        """Whether ties before and after a gap say that no clock moved meanwhile."""
+        moved = self._moved(side, jump)
+        if moved is None:
+            return False
+        by_ns, allowed_ns, order_ns = moved
+        return -allowed_ns - order_ns <= by_ns <= allowed_ns and abs(by_ns) < abs(jump.size_ns) / 2
+
+    def _moved(self, side: int, jump: Jump) -> tuple[float, float, float] | None:
+        """What the offset moved by across a gap, what it may by delay and drift, and how much lower it may
+        read because the markers are two events each; None if unknown."""
         ties = self._pairs + self._anchors
         before = [tie for tie in ties if tie.indices[side] < jump.index]
         after = [tie for tie in ties if tie.indices[side] >= jump.index]
@@ -147,23 +186,55 @@ class Joining:
             return None
         by_ns = median(map(self._offset_ns, after)) - median(map(self._offset_ns, before))
         elapsed_ns = abs(after[-1].labels_ns[side] - before[0].labels_ns[side])
-        return by_ns, FASTEST_PPM * elapsed_ns / 1e6
+        late_ns = min(LATE_NS, abs(jump.size_ns) / 4)
+        allowed_ns = late_ns + 4 * DELAY_SD_NS + CREDIBLE_PPM * elapsed_ns / 1e6 + 3 * jump.sd_ns
+        return by_ns, allowed_ns, ORDER_NS * (abs(jump.size_ns) >= LARGE_NS)
 
     def _overhangs(self, jump: Jump) -> bool:
         """Whether the in-water record ends beyond the surface's by about the gap, and by no more."""
-        under, deck = self.labels_ns
-        if not deck or jump.size_ns <= OVERHANG_NS or self._moved(INWATER, jump) is not None:
+        if jump.size_ns <= OVERHANG_NS or self._stood_still(INWATER, jump):
             return False
-        ties = self._pairs + self._anchors
-        before = [tie for tie in ties if tie.indices[INWATER] < jump.index]
+        beyond_ns = self._beyond_ns(INWATER, jump)
+        return beyond_ns is not None and jump.size_ns / 2 < beyond_ns < jump.size_ns + OVERHANG_NS
+
+    def _beyond_ns(self, side: int, jump: Jump) -> float | None:
+        """How much later the in-water record ends than the surface's by what ties say before a gap."""
+        under, deck = self.labels_ns
+        if not under or not deck:
+            return None
+        before = [tie for tie in self._pairs + self._anchors if tie.indices[side] < jump.index]
         begun_ns = under[0] - deck[0]  # without a tie: the records of one session begin together
         offset_ns = median(map(self._offset_ns, before)) if before else begun_ns
         end = _Tie("end", (under[-1], deck[-1]), (len(under) - 1, len(deck) - 1))
-        return jump.size_ns / 2 < self._offset_ns(end) - offset_ns < jump.size_ns + OVERHANG_NS
+        return self._offset_ns(end) - offset_ns
+
+    def _is_open(self, side: int, jump: Jump) -> bool:
+        """Whether a gap that is not taken for a step may be one, as far as anyone can tell."""
+        if abs(jump.size_ns) <= LATE_NS or jump.in_rhythm or self._stood_still(side, jump):
+            return False
+        beyond_ns = self._beyond_ns(side, jump)
+        if beyond_ns is None or abs(jump.size_ns) <= OVERHANG_NS:
+            return True
+        return beyond_ns / (jump.size_ns if side == INWATER else -jump.size_ns) >= 0.5
+
+    def _doubt(self, found: Sequence[tuple[int, Jump]]) -> None:
+        """Nothing is taken out of the labels, but what lies behind may be off by as much."""
+        for side, jump in found:
+            at, size_s = format_utc(self.labels_ns[side][jump.index]), jump.size_ns / 1e9
+            gap = f"a gap of {size_s:.1f} s in the {SIDES[side]} labels at {at}"
+            self.doubts.append(f"{gap} may be a step of the clock, nothing after it tells")
+            self._jumps[side].append(replace(jump, size_ns=0, sd_ns=round(abs(jump.size_ns) * DOUBT_SHARE)))
+        self.doubts[DOUBTS_SHOWN:] = [f"{len(found) - DOUBTS_SHOWN} more such gaps"] * (
+            len(found) > DOUBTS_SHOWN
+        )
+        self._cut()
 
     def pairs(self, piece: int) -> list[Pair]:
         """The marker pairs on the joined labels, as they serve one in-water piece; in order of arrival."""
-        return [Pair(tie.name, *self._instants(tie), self._carried_ns(tie, piece)) for tie in self._pairs]
+        return [
+            Pair(tie.name, *self._instants(tie), self._carried_ns(tie, piece), ordered=tie.name != "STOP")
+            for tie in self._pairs
+        ]
 
     def anchor(self, piece: int) -> Anchor | None:
         """The time-sync on the joined in-water labels, as it serves one in-water piece."""

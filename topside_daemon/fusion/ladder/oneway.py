@@ -5,6 +5,7 @@ high, never low. No I/O, no clock. Everywhere offset = in-water - surface in ns,
 clock reads ahead. Deviations are one sigma.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import sqrt
@@ -18,6 +19,7 @@ from topside_daemon.fusion.clockmodel import DRIFT_PRIOR_PPM
 DELAY_SD_NS = 3.6e6  # one request by HTTP with its handshake: 7 ms at p95 over a good link
 BIAS_SD_NS = 5e6  # what all delays of a session share, handler and path: 11 ms in the worst of twenty
 PRIOR_PAIRS = 2  # that this is worth against the spread of the pairs themselves
+CREDIBLE_PPM = 100  # between two crystals of +-50 ppm each; beyond it another cause is likelier
 LATE_NS = 200_000_000  # the old Cockpit discarded slower calls as useless
 WANDER_PER_S = 1e-14  # random walk of the drift of a crystal that dives, in (s/s)^2 per s
 SIGNIFICANT_SDS = 1.0  # from there on a line errs less than a constant
@@ -29,12 +31,16 @@ _PPM = 1e3  # ns per s
 
 
 class Pair(Struct, frozen=True):
-    """One marker in both records. carried_ns: sd of the steps between it and where it is used."""
+    """One marker in both records. carried_ns: sd of the steps between it and where it is used.
+
+    ordered: the surface's stamp is known to have come first.
+    """
 
     name: str
     inwater_ns: int
     surface_ns: int
     carried_ns: float = 0.0
+    ordered: bool = True
 
     @property
     def offset_ns(self) -> int:
@@ -88,16 +94,36 @@ def match_markers(
     inwater: Iterable[Marker], surface: Iterable[Marker]
 ) -> tuple[list[tuple[Marker, Marker]], list[str]]:
     """Markers that carry one name in both records, of several of one name the first; and a line for each
-    kind of which both records have some but no two that match."""
-    here: dict[tuple[str, str, int], Marker] = {}
-    there: dict[tuple[str, str, int], Marker] = {}
-    for found, markers in ((here, inwater), (there, surface)):
-        for marker in markers:
-            found.setdefault(marker_name(marker), marker)
+    kind of which others are left over."""
+    complaints: list[str] = []
+    here = _by_name(inwater, "in-water", complaints)
+    there = _by_name(surface, "surface", complaints)
     pairs = [(marker, there[name]) for name, marker in here.items() if name in there]
+    under = Counter(name[1] for name in here if name not in there)
+    deck = Counter(name[1] for name in there if name not in here)
     paired = {marker.kind for marker, _ in pairs}
-    both = {name[1] for name in here} & {name[1] for name in there}
-    return pairs, [f"{kind}: the ids of the two records differ" for kind in sorted(both - paired)]
+    for kind in sorted({*under, *deck}):
+        if kind in under and kind in deck and kind not in paired:
+            complaints.append(f"{kind}: the ids of the two records differ")
+            continue
+        sides = ((under[kind], "in-water"), (deck[kind], "surface"))
+        complaints += [f"{kind}: {count} in the {side} record alone" for count, side in sides if count]
+    return pairs, complaints
+
+
+def _by_name(
+    markers: Iterable[Marker], side: str, complaints: list[str]
+) -> dict[tuple[str, str, int], Marker]:
+    """The first of every name. Rows of ours repeat what a file of their own has; old ones do not."""
+    found: dict[tuple[str, str, int], Marker] = {}
+    repeats: Counter[str] = Counter()
+    for marker in markers:
+        first = found.setdefault(marker_name(marker), marker)
+        repeats[title(marker)] += first is not marker and marker.epoch < 0
+    complaints += [
+        f"{name}: {n} more in the {side} record, the first counts" for name, n in repeats.items() if n
+    ]
+    return found
 
 
 def allowed_ns(one: Pair, other: Pair) -> float:
@@ -128,7 +154,8 @@ def fit(pairs: Sequence[Pair]) -> Line:
     carried = [pair.carried_ns for pair in pairs]
     sloped = _weigh(xs, ys, carried, sloped=True)
     drift_sd = sqrt(sloped.drift_variance)
-    fastest = FASTEST_PPM * _PPM
+    doubtful = len(pairs) < 3 and not all(pair.ordered for pair in pairs)
+    fastest = (CREDIBLE_PPM if doubtful else FASTEST_PPM) * _PPM
     linear = (
         len(pairs) > 1 and drift_sd < fastest and SIGNIFICANT_SDS * drift_sd < abs(sloped.drift) < fastest
     )

@@ -13,10 +13,23 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from topside_daemon.fusion.bursts import FASTEST_PPM
-from topside_daemon.fusion.ladder.oneway import BIAS_SD_NS, LATE_NS, Line, Pair, agreeing, constant, fit
+from topside_daemon.fusion.ladder.oneway import (
+    BIAS_SD_NS,
+    CREDIBLE_PPM,
+    LATE_NS,
+    Line,
+    Pair,
+    agreeing,
+    constant,
+    fit,
+)
 
 RungName = Literal["linear", "constant", "time-sync", "none"]
 Quality = Literal["high", "medium", "low"]
+
+STOP_WAIT_NS = 1_000_000_000  # from the old Pi's STOP to fetching files, and the surface's STOP after that
+EARLY_NS = STOP_WAIT_NS - LATE_NS  # so much lower, a STOP is likelier two events than drift
+NARROW_NS = LATE_NS // 4  # a time-sync with a wider bound says nothing new of calls no later than that
 
 _S = 1e9  # ns
 _PPM = 1e3  # ns per s
@@ -70,8 +83,11 @@ class Anchor(Struct, frozen=True):
     def confirms(self, pair: Pair) -> bool:
         """Whether a pair can be one event: not before the truth, and no later than any call."""
         apart_s = abs(pair.inwater_ns - self.at_ns) / _S
-        reach_ns = self.bound_ns + FASTEST_PPM * _PPM * apart_s + 3 * (pair.carried_ns + self.carried_ns)
-        return -reach_ns <= pair.offset_ns - self.offset_ns <= reach_ns + LATE_NS
+        known_ns = self.bound_ns + 3 * (pair.carried_ns + self.carried_ns)
+        drifted_ns = CREDIBLE_PPM * _PPM * apart_s
+        below_ns = drifted_ns if pair.ordered else min(drifted_ns, EARLY_NS)
+        above_ns = pair.offset_ns - self.offset_ns
+        return -below_ns - known_ns <= above_ns <= drifted_ns + known_ns + LATE_NS
 
     @property
     def bound(self) -> Bound:
@@ -98,8 +114,12 @@ def on_pairs(
     """
     line = fit(pairs)
     words = [f"{len(pairs)} marker pair{'s' * (len(pairs) > 1)}"]
-    bounds = [Bound(one.inwater_ns, None, one.offset_ns) for one in pairs if not one.carried_ns]
+    bounds = [
+        Bound(one.inwater_ns, None, one.offset_ns) for one in pairs if one.ordered and not one.carried_ns
+    ]
+    witnesses = len(pairs)
     if anchor is not None:
+        witnesses += anchor.bound_ns <= NARROW_NS
         line, bias_sd_ns, word = _levelled(line, anchor, bias_sd_ns)
         words.append(word)
         bounds.append(anchor.bound)
@@ -111,7 +131,7 @@ def on_pairs(
         name="linear" if line.span_s else "constant",
         line=replace(line, level_variance=line.level_variance + bias_sd_ns**2),
         reason=", ".join(words),
-        ceiling="high" if len(pairs) + (anchor is not None) > 2 else "medium",
+        ceiling="high" if witnesses > 2 and abs(line.drift) < CREDIBLE_PPM * _PPM else "medium",
         used=len(pairs),
         refused=refused,
         bounds=bounds,
@@ -128,7 +148,13 @@ def _levelled(line: Line, anchor: Anchor, bias_sd_ns: float) -> tuple[Line, floa
     reach_ns = round(anchor.bound_ns + anchor.carried_ns + sqrt(line.drift_variance) * abs(elapsed_s))
     beyond_ns = above_ns - max(-reach_ns, min(above_ns, reach_ns))
     if not beyond_ns:
-        return line, min(bias_sd_ns, (above_ns + reach_ns) / sqrt(3)), "confirmed by the time-sync"
+        narrow = anchor.bound_ns <= NARROW_NS
+        word = (
+            "confirmed by the time-sync"
+            if narrow
+            else f"± {anchor.bound_ns / 1e6:.0f} ms of time-sync say no more"
+        )
+        return line, min(bias_sd_ns, (above_ns + reach_ns) / sqrt(3)), word
     moved = replace(line, offset_ns=line.offset_ns - beyond_ns)
     return moved, 2 * reach_ns / sqrt(3), f"moved by {-beyond_ns / 1e6:.0f} ms into the time-sync's bound"
 

@@ -13,6 +13,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from common.rows import format_utc
+
 SideName = Literal["in-water", "surface"]
 SIDES: tuple[SideName, SideName] = ("in-water", "surface")
 
@@ -21,6 +23,7 @@ _USUAL_SHARE = 0.05  # or than this share of the usual one
 _LEAST_SPREADS = 3  # of its surroundings: smaller jumps are arrival jitter
 _WINDOW_ROWS = 12  # of rhythm on either side of a jump
 _REACH_ROWS = 3  # whose median places the rhythm; one late or early line does not move it
+_FEW_ROWS = 3  # whose absence the rhythm explains
 _GAP_PERIODS = 1.5  # a longer interval does not show the period
 
 
@@ -35,6 +38,14 @@ class Jump(Struct, frozen=True):
     size_ns: int
     sd_ns: int
     certain: bool
+    period_ns: float
+
+    @property
+    def in_rhythm(self) -> bool:
+        """Whether a row or a few are missing, and the sensor's rhythm goes on behind them."""
+        missing = round(self.size_ns / self.period_ns) if self.period_ns else 0
+        error_ns = abs(self.size_ns - missing * self.period_ns)
+        return 0 < missing <= _FEW_ROWS and error_ns <= 3 * self.sd_ns < self.period_ns / 2
 
 
 class Step(Struct, frozen=True):
@@ -45,6 +56,11 @@ class Step(Struct, frozen=True):
     size_ns: int
     sd_ns: int
     evidence: str
+
+    def __str__(self) -> str:
+        size_s, sd_s = self.size_ns / 1e9, self.sd_ns / 1e9
+        size = f"{size_s:+.3f} ± {sd_s:.3f} s"
+        return f"{self.side} clock set by {size} at {format_utc(self.at_ns)}: {self.evidence}"
 
 
 class Pieces:
@@ -92,7 +108,9 @@ def _jump_at(labels_ns: Sequence[int], index: int) -> Jump | None:
     backwards = after[0] < before[0]
     if abs(size_ns) <= _LEAST_SPREADS * jitter_ns or (backwards and size_ns > 0):
         return None
-    return Jump(index, round(size_ns), round(hypot(jitter_ns / 2, resolution_ns(after))), backwards)
+    return Jump(
+        index, round(size_ns), round(hypot(jitter_ns / 2, resolution_ns(after))), backwards, period_ns
+    )
 
 
 def _rhythm(labels_ns: Sequence[int]) -> tuple[float, float] | None:
