@@ -115,3 +115,14 @@ def test_a_marker_name_used_again_is_another_burst() -> None:
     """A daemon that counts from 0 again after a restart does not lose its measurements."""
     first, second = burst(Random(15), Link(), 0), burst(Random(16), Link(), 60)
     assert group_bursts(second + first) == [first, second]
+
+
+def test_a_stream_of_exchanges_with_a_name_each_is_cut_into_bursts() -> None:
+    """At five a second for half a minute: bursts of ten seconds, nothing lost."""
+    stream = [
+        msgspec.structs.replace(burst(Random(k), Link(), k)[0], sequence=k, t1_ns=k * 200 * MS)
+        for k in range(150)
+    ]
+    bursts = group_bursts(stream)
+    assert [one for each in bursts for one in each] == stream
+    assert [len(each) for each in bursts] == [51, 51, 48]

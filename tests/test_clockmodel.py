@@ -141,8 +141,8 @@ def test_a_bend_is_followed() -> None:
 
 
 def test_a_dive_while_nobody_measures_is_within_the_interval() -> None:
-    """Half an hour of calm says nothing about the ten minutes of a lost link; and what comes back after is the
-    same crystal."""
+    """Half an hour of calm says nothing about the ten minutes of a lost link; and what comes back after is
+    the same crystal."""
 
     def diving(true_ns: int) -> int:
         s = max(0.0, true_ns / S - 1800)
@@ -307,7 +307,7 @@ def test_one_answer_by_http_does_not_widen_the_rest() -> None:
 
 
 def test_what_http_reads_too_much_is_taken_from_the_bursts_before_too() -> None:
-    """A session that begins by HTTP and goes on by UDP is right from its beginning, once calls have shown it."""
+    """A session that begins by HTTP and goes on by UDP is right from its beginning once calls show it."""
     before = [by_http(burst, 250 * US) for burst in bursts_at(Random(23), PI, SYMMETRIC, FAST_START)]
     after = [
         [*burst, *by_http(burst[-1:], 250 * US)]

@@ -19,6 +19,7 @@ from common.messages import Reading
 from common.rows import format_utc, parse_utc
 from tests.sim import MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_session, old_row, write_stream
 from tests.sim.cockpit import KINDS
+from tests.sim.dives import Plan, draw_dive, fast_start
 from topside_daemon.fusion.__main__ import main
 from topside_daemon.fusion.fuse import UNIFIED_FILE, fuse_session
 from topside_daemon.fusion.stream import FusedRow
@@ -371,3 +372,13 @@ def test_one_option_leaves_the_others_as_recorded(tmp_path: Path) -> None:
     assert (settings["tolerance_ms"], settings["inwater_latency_ms"], settings["dejitter"]) == (60, 500, True)
     assert main([str(folder), "--no-dejitter"]) == 0
     assert not json.loads((folder / "unified_session.json").read_text())["settings"]["dejitter"]
+
+
+def test_a_session_whose_stamps_lie_is_flagged(tmp_path: Path) -> None:
+    """One exchange in five corrupted: the report says that intervals may not hold; of an honest one not."""
+    schedule = fast_start(600)
+    honest = draw_dive(3, Plan(duration_s=600, bursts_s=schedule)).record()
+    lying = draw_dive(3, Plan(duration_s=600, bursts_s=schedule, corrupted=0.2)).record()
+    told = [fuse_session(one.write(tmp_path / name)) for name, one in (("h", honest), ("l", lying))]
+    assert [note for note in told[0].notes if "stamps lie" in note] == []
+    assert [note for note in told[1].notes if "stamps lie" in note] != []

@@ -1,9 +1,10 @@
-"""The seed ladder under old recordings that mislead: two events of one name, unwitnessed steps, wild labels."""
+"""The seed ladder under old recordings that mislead: two events of one name, lone steps, wild labels."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -74,13 +75,14 @@ def test_a_time_sync_makes_a_long_old_dive_better(hours: float, seed: int) -> No
     assert (seed_found.rung, seed_found.pairs_used) == ("time-sync", 0)
     assert p95(errors_ns(synced, session)) <= 30e-6 * hours * 3600 * S + 10 * MS
     for dived, found in ((old, alone), (synced, session)):
-        assert found.ladder.seeds[0].quality == "low"
+        assert found.ladder.seeds[0].quality != "high"
         assert_honest(dived, found)
 
 
 @pytest.mark.parametrize("time_sync", [None, TimeSync()])
 @pytest.mark.parametrize(
-    ("hours", "early_s"), [(0.5, 0.25), (1.0, 0.5), (2.0, 1.3), (4.0, 2.0), (8.0, 4.0), (1 / 6, 0.1)]
+    ("hours", "early_s"),
+    [(0.5, 0.25), (1.0, 0.5), (2.0, 1.3), (4.0, 2.0), (8.0, 1.3), (8.0, 4.0), (1 / 6, 0.1)],
 )
 def test_a_stop_that_is_two_events_is_no_drift(
     hours: float, early_s: float, time_sync: TimeSync | None
@@ -94,6 +96,16 @@ def test_a_stop_that_is_two_events_is_no_drift(
     assert any(line.startswith("STOP") for line in seed.pairs_refused)
     assert p95(errors_ns(old, session)) <= early_s * 0.6 * S
     assert_honest(old, session)
+
+
+def test_a_stop_certifies_nothing() -> None:
+    """The Pi's may have been written first, even where it is near enough to pass for the same event."""
+    old = dive(1.0, 0.0, 0.005, 0.1)
+    session = read(old)
+    assert session.ladder.seeds[0].pairs_used == 2
+    for found, truth_ns in found_and_true(old, session):
+        assert found.high_ns is not None
+        assert found.high_ns >= truth_ns
 
 
 def test_a_witnessed_drift_beyond_crystals_is_never_high() -> None:
@@ -142,22 +154,39 @@ def test_the_end_of_the_record_shows_a_step_that_markers_blur() -> None:
     assert abs(step.size_ns - 37 * S) < 50 * MS
 
 
-@pytest.mark.parametrize("size_s", [0.5, 3.0])
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"pi_steps": ((300.0, 0.5),)},
+        {"pi_steps": ((300.0, 3.0),)},
+        {"inwater_gap_s": (300.0, 303.8)},
+        {"surface_gap_s": (300.0, 304.5)},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("markings", [(), (both("START", 1.0),)], ids=["time-sync", "START"])
 def test_a_gap_that_nothing_tells_from_a_step_is_said_to_be_one_perhaps(
-    size_s: float, markings: tuple[Marking, ...]
+    event: dict[str, Any], markings: tuple[Marking, ...]
 ) -> None:
     """Labels stay, the interval behind the gap holds both, and the reason names it."""
-    old = replace(CONSTANT, markings=markings, time_sync=None if markings else TimeSync())
-    for dived in (
-        replace(old, pi_steps=((300.0, size_s),)),
-        replace(old, inwater_gap_s=(300.0, 300.5 + size_s)),
-    ):
-        session = read(dived)
-        for seed in session.ladder.seeds:
-            assert (seed.quality, seed.steps) == ("low", [])
-            assert "may be a step" in seed.reason
-        assert_honest(dived, session)
+    old = replace(CONSTANT, markings=markings, time_sync=None if markings else TimeSync(), **event)
+    session = read(old)
+    for seed in session.ladder.seeds:
+        assert (seed.quality, seed.steps) == ("low", [])
+        assert "may be a step" in seed.reason
+    assert_honest(old, session)
+
+
+@pytest.mark.parametrize("time_sync", [None, TimeSync()])
+@pytest.mark.parametrize("size_s", [2.0, 4.0])
+def test_two_events_do_not_agree_across_a_doubt(size_s: float, time_sync: TimeSync | None) -> None:
+    """A step that hides what START and STOP differ by makes no pair of them."""
+    old = replace(KINDS["real order"], pi_steps=((300.0, size_s),), time_sync=time_sync)
+    session = read(old)
+    for seed in session.ladder.seeds:
+        assert seed.quality == "low"
+        assert any(line.startswith("STOP") for line in seed.pairs_refused)
+    assert_honest(old, session)
 
 
 def test_a_few_lost_rows_are_no_doubt() -> None:

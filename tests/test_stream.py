@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from common.messages import Reading
-from tests.sim import MS, US, UTC_0, Machine, S, SimSession, draw_reboots, draw_session
+from tests.sim import (
+    MS,
+    US,
+    UTC_0,
+    Link,
+    Machine,
+    S,
+    SimSession,
+    draw_reboots,
+    draw_session,
+    exchange_burst,
+)
 from topside_daemon.fusion.bursts import group_bursts
 from topside_daemon.fusion.stream import FusedRow, Fuser, Timeline
 from topside_daemon.fusion.timeline import UNNUMBERED, complete_pi_epochs, complete_topside_epochs
@@ -102,6 +113,26 @@ def test_no_fit_crosses_a_restart_of_either_machine() -> None:
     ]
     assert [segment.used for segment in timeline.describe()] == [9, 8, 9]
     assert max(errors) < 2 * MS
+
+
+def test_between_two_runs_of_a_clock_that_jumped_both_may_be_right() -> None:
+    """A clock that loses 5 s (a machine that slept) makes two segments; rows between say they do not know."""
+    pi, topside = Machine("pi-a"), Machine("topside-a", ahead_ns=100 * S)
+    asleep = replace(topside, ahead_ns=95 * S)
+    timeline = Timeline([topside.as_epoch()], [pi.as_epoch()])
+    rng = Random(30)
+    for k, s in enumerate(range(0, 600, 30)):
+        machine = topside if s < 300 else asleep
+        timeline.add_burst(exchange_burst(rng, machine, pi, Link(), s * S, k))
+    assert [segment.used for segment in timeline.describe()] == [10, 10]
+    for s, offset_s in ((100, -100), (500, -95)):
+        row = timeline.inwater_time(Reading(s, 0, pi.mono_ns(s * S), 0, "s", "freerun", "1"))
+        assert row.offset_ns == pytest.approx(offset_s * S, abs=MS)
+        assert row.offset_sd_ns is not None and row.offset_sd_ns < MS
+    row = timeline.inwater_time(Reading(9, 0, pi.mono_ns(285 * S), 0, "s", "freerun", "1"))
+    assert row.offset_sd_ns is not None and row.low_ns is not None and row.high_ns is not None
+    assert row.offset_sd_ns > 4 * S
+    assert row.low_ns < -100 * S + MS and row.high_ns > -95 * S - MS
 
 
 def test_missing_epoch_lists_are_rebuilt_from_the_record() -> None:

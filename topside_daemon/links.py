@@ -6,7 +6,8 @@ Only ever a prior: a file that cannot be read or written costs nothing but that.
 import logging
 from pathlib import Path
 
-from msgspec import Struct, structs
+from msgspec import MsgspecError, Raw, Struct, structs
+from msgspec.json import decode
 
 from common.files import read_json, replace
 from common.messages import to_json
@@ -58,12 +59,23 @@ class Links:
         return self._write([*others[1 - PAIRS :], Pair(pi, topside, memory)])
 
     def _read(self) -> list[Pair]:
+        """Entry by entry: one that is damaged costs only itself."""
         try:
-            pairs = read_json(self._path, list[Pair]) or []
+            entries = read_json(self._path, list[Raw]) or []
         except (ValueError, OSError) as error:
             log.warning("link_memory_lost: %s", error)
             return []
-        return [pair for pair in pairs if abs(pair.memory.drift_ppm) <= DRIFT_MAX_PPM]
+        pairs: list[Pair] = []
+        for entry in entries:
+            try:
+                pair = decode(entry, type=Pair)
+            except MsgspecError as error:
+                log.warning("link_memory_lost: %s", error)
+                continue
+            floors = pair.memory.delay_floor_ns.values()
+            if abs(pair.memory.drift_ppm) <= DRIFT_MAX_PPM and all(floor >= 0 for floor in floors):
+                pairs.append(pair)
+        return pairs
 
     def _write(self, pairs: list[Pair]) -> bool:
         try:

@@ -9,6 +9,7 @@ from msgspec import structs
 from common.clock import Clock
 from common.messages import Exchange, Stamp, TimeReply, pack_time_request, unpack_time_reply
 from common.timesocket import Address, TimeSocket
+from topside_daemon.fusion.bursts import refusal
 
 SPACING_S = 0.03  # between the questions of a burst, so that one queue does not hit all of them
 REPLY_S = 0.5  # an answer later than this is kept, and worth nothing
@@ -97,7 +98,7 @@ class TimeAsker:
 
 
 def _answered(asked: Exchange, reply: TimeReply, received_ns: int) -> Exchange:
-    return structs.replace(
+    answered = structs.replace(
         asked,
         t2_ns=reply.t2_ns,
         t3_ns=reply.t3_ns,
@@ -106,3 +107,9 @@ def _answered(asked: Exchange, reply: TimeReply, received_ns: int) -> Exchange:
         pi_utc_ns=reply.utc_ns,
         status="ok" if received_ns - asked.t1_ns <= REPLY_S * 1e9 else "late",
     )
+    if answered.status == "ok" and asked.pi_boot_id not in (None, reply.boot_id):
+        return structs.replace(answered, status="refused: the answer of another boot")
+    reason = refusal(answered)
+    if answered.status == "ok" and reason is not None:
+        return structs.replace(answered, status=f"refused: {reason}")
+    return answered

@@ -15,6 +15,7 @@ from common.messages import Exchange, to_json
 
 LONGEST_NS = 60_000_000_000  # no answer that late is waited for
 BURST_SPAN_NS = 10_000_000_000  # one burst is over within this; a later one under its name is another
+ALONE_NS = 1_000_000_000
 FASTEST_PPM = 200  # no two crystals drift apart faster
 JITTER_NS = 150_000  # that the quickest exchange of a burst may still hold
 SLACK_NS = 50_000  # what two clocks may drift apart within a burst, and then some
@@ -110,7 +111,8 @@ def usable(exchanges: Iterable[Exchange], refused: Counter[str]) -> Burst | None
 
     By UDP where there is an answer by UDP, because HTTP's handlers add a bias of their own. Where
     brackets exclude each other, the largest set with a common point is believed if it is the
-    majority. What is refused is counted by its reason in *refused*.
+    majority; what is refused is counted by its reason in *refused*. Of what can be true, a minority
+    that no quick packet confirms is left out.
     """
     whole: list[Exchange] = []
     for exchange in exchanges:
@@ -121,23 +123,20 @@ def usable(exchanges: Iterable[Exchange], refused: Counter[str]) -> Burst | None
             refused[reason] += 1
     udp = [exchange for exchange in whole if exchange.transport == "udp"]
     brackets = [bracket_of(exchange) for exchange in udp or whole]
-    agreeing = agree(brackets)
-    if len(agreeing) < len(brackets):
-        refused["contradicts its burst"] += len(brackets) - len(agreeing)
+    possible = _majority(brackets, 0, SLACK_NS)
+    if len(possible) < len(brackets):
+        refused["contradicts its burst"] += len(brackets) - len(possible)
+    floor_ns = min((one.width_ns for one in possible), default=0)
+    agreeing = _majority(possible, floor_ns, SLACK_NS + JITTER_NS + floor_ns // 20) or possible
     if not agreeing:
         return None
     http = [bracket_of(exchange) for exchange in whole if exchange.transport == "http"] if udp else []
     return Burst(tuple(agreeing), "udp" if udp else "http", http[0] if http else None)
 
 
-def agree(brackets: Sequence[Bracket]) -> list[Bracket]:
-    """What the majority of one burst believes; empty if there is none."""
-    floor_ns = min((one.width_ns for one in brackets), default=0)
-    slack_ns = SLACK_NS + JITTER_NS + floor_ns // 20
-    for told in (common_point(brackets, floor_ns, slack_ns), common_point(brackets, 0, SLACK_NS)):
-        if 2 * len(told) > len(brackets):
-            return told
-    return []
+def _majority(brackets: Sequence[Bracket], floor_ns: int, slack_ns: int) -> list[Bracket]:
+    told = common_point(brackets, floor_ns, slack_ns)
+    return told if 2 * len(told) > len(brackets) else []
 
 
 def common_point(brackets: Sequence[Bracket], floor_ns: int, slack_ns: int) -> list[Bracket]:
@@ -180,8 +179,8 @@ def may_follow(before: Burst, after: Burst) -> bool:
 def group_bursts(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
     """Exchanges as bursts in the order of their time, whatever order and how often they are given.
 
-    A burst is what shares (sync_id, kind, sequence) and both boots within ten seconds. Stamps that are
-    told again under another name are no news.
+    A burst is what shares (sync_id, kind, sequence) and both boots within ten seconds, or follows within a
+    second and is alone under its name. Stamps that are told again under another name are no news.
     """
     unique = set(exchanges)
     began: dict[str, int] = {}  # by wall time, the only clock that survives a boot
@@ -207,4 +206,21 @@ def group_bursts(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
             burst = latest[name] = []
             bursts.append(burst)
         burst.append(exchange)
-    return bursts
+    return _joined(bursts)
+
+
+def _joined(bursts: list[list[Exchange]]) -> list[list[Exchange]]:
+    """Recordings that name every exchange differently: what is alone under its name joins its neighbours."""
+    found: list[list[Exchange]] = []
+    alone: dict[tuple[str, str | None], list[Exchange]] = {}
+    for burst in bursts:
+        one, boots = burst[0], (burst[0].topside_boot_id, burst[0].pi_boot_id)
+        run = alone.get(boots)
+        near = run and one.t1_ns - run[-1].t1_ns < ALONE_NS and one.t1_ns - run[0].t1_ns <= BURST_SPAN_NS
+        if len(burst) == 1 and run and near:
+            run.append(one)
+            continue
+        found.append(burst)
+        if len(burst) == 1:
+            alone[boots] = burst
+    return found

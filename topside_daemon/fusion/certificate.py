@@ -6,7 +6,6 @@ ppm more for every further hour. No I/O.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -43,16 +42,16 @@ class Bounds(Struct, frozen=True, gc=False):
 
 
 class Certificate:
-    """Bounds between any two bursts of one segment, in ns from an integer origin; time in s from another.
+    """Bounds between any two bursts of one segment, in ns from an integer origin; time in s from another."""
 
-    Args:
-        brackets: (time of the lower bound, lower bound, time of the upper bound, upper bound), in the
-            order of time.
-    """
+    def __init__(self) -> None:
+        self._brackets: list[tuple[float, float, float, float]] = []
+        self._times: list[float] = []
 
-    def __init__(self, brackets: Sequence[tuple[float, float, float, float]]) -> None:
-        self._brackets = brackets
-        self._times = [(one[0] + one[2]) / 2 for one in brackets]
+    def add(self, low_s: float, low: float, high_s: float, high: float) -> None:
+        """One burst: its lower bound and when it held, its upper bound and when; in the order of time."""
+        self._brackets.append((low_s, low, high_s, high))
+        self._times.append((low_s + high_s) / 2)
 
     def between(self, left: int, left_s: float, right_s: float) -> Bounds:
         """Bounds after burst *left* (-1: before the first), between two instants."""

@@ -16,7 +16,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from topside_daemon.fusion.bursts import Bracket, Burst, may_follow, tightest
+from topside_daemon.fusion.bursts import SLACK_NS, Bracket, Burst, may_follow, tightest
 from topside_daemon.fusion.certificate import Bounds, Certificate
 from topside_daemon.fusion.filterbank import FilterBank, Moments
 from topside_daemon.fusion.tether import LinkMemory, Node, Tether
@@ -24,8 +24,8 @@ from topside_daemon.fusion.tether import LinkMemory, Node, Tether
 DRIFT_PRIOR_PPM = 85.0  # sd of the difference of two uncalibrated crystals
 DRIFT_MEMORY_PPM = 10.0  # the same two crystals on another day
 DRIFT_MEASURED_PPM = 4.0  # known to this, a drift owes little to what was assumed
-GATE_SDS = 5.0  # a bracket further than this from what was foretold is not a late packet,
-GATE_NS = 50_000.0  # because late packets have wide brackets that hold the truth
+GATE_SDS = 5.0  # a minority whose quickest possible midpoint is further than this from what was foretold
+GATE_NS = 50_000.0  # is not a late packet: those have wide brackets
 BREAK_BURSTS = 3  # bursts in a row that contradict the model but not each other: a clock has jumped
 APART_S = 1e-3  # bursts are, in their order
 NORMAL_95 = 1.96
@@ -100,11 +100,8 @@ class ClockModel:
         self._bank = FilterBank(drift_ppm * _PPM, sd_ppm * _PPM)
         self._tether = Tether(self._memory)
         self._nodes = self._tether.nodes
-        self._forget()
-
-    def _forget(self) -> None:
-        self._certificate: Certificate | None = None
-        self._spans: dict[int, _Span] = {}
+        self._certificate = Certificate()
+        self._spans: dict[int, _Span] = {}  # until another burst is taken
 
     def take(self, burst: Burst) -> bool:
         """Take one burst into the model; False if its brackets contradict what is known.
@@ -212,29 +209,43 @@ class ClockModel:
         )
 
     def _believed(self, burst: Burst) -> list[Bracket]:
-        """The exchanges that can be true.
+        """The exchanges that can be true: whose brackets meet what the brackets before them prove.
 
         The quickest of the last minutes measured the same as now, asymmetry and all, unless the path
-        has changed; what a minority says against that is not a path.
+        has changed; what a minority says against that is left out too.
         """
-        moments = self._bank.at(self._seconds(burst.pi_mono_ns))
-        foretold_ns = self._origin.offset_ns + round(moments.offset)
-        last = self._nodes[-1]
-        far_ns = round(GATE_SDS * sqrt(moments.variance + self._tether.constant_variance(last)) + GATE_NS)
-        possible = [one for one in burst.brackets if _within(one.inside(0), foretold_ns, far_ns)]
+        t, last = self._seconds(burst.pi_mono_ns), self._nodes[-1]
+        low, high = self._certificate.between(len(self._nodes) - 1, last.t, max(t, last.t)).at(
+            max(0.0, t - last.t), 0.0
+        )
+        origin_ns = self._origin.offset_ns
+        possible = [
+            one
+            for one in burst.brackets
+            if one.low_ns - origin_ns <= high + SLACK_NS and one.high_ns - origin_ns >= low - SLACK_NS
+        ]
+        moments = self._bank.at(t)
+        foretold_ns = origin_ns + round(moments.offset)
         near_ns = round(GATE_SDS * sqrt(moments.variance) + GATE_NS)
         floor_ns = round(last.floor) if last.burst.transport == burst.transport else 0
         likely = [one for one in possible if _within(one.inside(floor_ns), foretold_ns, near_ns)]
         return likely if 2 * len(likely) > len(possible) else possible
 
     def _keep(self, node: Node) -> None:
-        """Append a node, and run the filters from the first burst to which its delay is news."""
+        """Append a node, and run the filters from the first burst to which it is news."""
         drift = self._bank.at(node.t).drift if self._nodes else 0.0
         first = self._tether.add(node, drift)
         self._bank.cut(first)
         for one in self._nodes[first:]:
             self._bank.take(one.t, self._tether.witnesses(one))
-        self._forget()
+        bracket, origin_ns = node.bracket, self._origin.offset_ns
+        self._certificate.add(
+            self._seconds(bracket.low_at_ns),
+            float(bracket.low_ns - origin_ns),
+            self._seconds(bracket.high_at_ns),
+            float(bracket.high_ns - origin_ns),
+        )
+        self._spans.clear()
 
     def at(self, pi_mono_ns: int) -> Estimate:
         """Offset and drift at an instant of the Pi's monotonic clock.
@@ -321,33 +332,17 @@ class ClockModel:
             edge = self._nodes[beyond].t
             start, end = min(edge, t), max(edge, t)
             constant = self._tether.constant_variance(self._nodes[beyond])
-            return _Span(start, end, self._certify().between(place, start, end), constant, constant)
+            return _Span(start, end, self._certificate.between(place, start, end), constant, constant)
         if place not in self._spans:
             left, right = self._nodes[place], self._nodes[place + 1]
             self._spans[place] = _Span(
                 left.t,
                 right.t,
-                self._certify().between(place, left.t, right.t),
+                self._certificate.between(place, left.t, right.t),
                 self._tether.constant_variance(left),
                 self._tether.constant_variance(right),
             )
         return self._spans[place]
-
-    def _certify(self) -> Certificate:
-        if self._certificate is None:
-            origin = self._origin
-            self._certificate = Certificate(
-                [
-                    (
-                        self._seconds(node.bracket.low_at_ns),
-                        float(node.bracket.low_ns - origin.offset_ns),
-                        self._seconds(node.bracket.high_at_ns),
-                        float(node.bracket.high_ns - origin.offset_ns),
-                    )
-                    for node in self._nodes
-                ]
-            )
-        return self._certificate
 
     def _seconds(self, pi_mono_ns: int) -> float:
         return (pi_mono_ns - self._origin.pi_mono_ns) / _S

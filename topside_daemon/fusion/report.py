@@ -22,6 +22,7 @@ from topside_daemon.fusion.timeline import SegmentProof, Timeline
 
 DROPOUT_PERIODS = 3  # a longer interval is a sensor that was away
 REJECTS_SHOWN = 20
+UNRELIABLE = 0.05  # share of exchanges that contradict, beyond which stamps are not to be trusted
 
 
 class Smoothed(Struct, frozen=True):
@@ -135,8 +136,27 @@ def report_on(
         bursts_used=timeline.used,
         refused=dict(sorted(timeline.refused.items())),
         rejects=session.all_rejects,
-        notes=session.notes,
+        notes=session.notes + _doubts(timeline),
     )
+
+
+def _doubts(timeline: Timeline) -> list[str]:
+    """What speaks against the stamps of the exchanges, and so against both intervals."""
+    found: list[str] = []
+    refused = sum(n for reason, n in timeline.refused.items() if "contradicts" in reason)
+    if refused > UNRELIABLE * max(1, timeline.exchanges):
+        share = 100 * refused / timeline.exchanges
+        found.append(
+            f"{share:.0f} % of the exchanges contradict the others: stamps lie, and so may intervals"
+        )
+    void = sum(segment.evidence.contradictions for segment in timeline.describe())
+    if void:
+        found.append(
+            f"brackets exclude each other in {void} intervals between bursts: nothing is certified there"
+        )
+    if any(segment.evidence.memory == "contradicted" for segment in timeline.describe()):
+        found.append("what was remembered of the drift is of other clocks: not used")
+    return found
 
 
 def _seeds_used(session: Session, rows: Sequence[FusedRow]) -> list[Seed]:

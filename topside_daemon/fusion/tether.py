@@ -17,6 +17,7 @@ from topside_daemon.fusion.filterbank import Witness
 STAMP_SD_NS = 12_000.0  # what is left of a perfect exchange: resolution and scheduling
 EXCESS_SHARE = 0.35  # sd of an offset as a share of the delay beyond the smallest near it
 ONE_WAY_SHARE = 0.8  # of the delays beyond the smallest: a queue in one direction only
+TELLING = 3  # exchanges in a burst, fewer cannot show which direction queues
 UNREST_NS = 500_000.0  # how unlike packets are that meet no queue, generously
 CLEAN_NS = 50_000.0  # less beyond it shows no queue
 CLEAN_SHARE = 0.15  # sd of what the direction without the queue holds by itself, as a share of the excess
@@ -139,9 +140,9 @@ class Tether:
     def witnesses(self, node: Node) -> list[Witness]:
         """What one burst says of the offset.
 
-        A delay beyond the smallest is mostly one direction's queue, and then the other direction, with
-        its half of the smallest delay, tells the offset by itself. A queue that has never been absent is
-        told from a long path by how unlike its packets are.
+        A delay beyond the smallest may be one direction's queue: its packets are more unlike than those
+        of the other direction, which then tells the offset by itself, with its half of the smallest
+        delay.
         """
         usual = TYPICAL_DELAY_NS if node.floor > QUEUED_NS and self._always_queued() else node.floor
         excess = node.delay - usual
@@ -149,16 +150,18 @@ class Tether:
         by_http = node.burst.transport == "http"
         software = HTTP_SD_NS if by_http and self.nodes[0].burst.transport == "udp" else 0.0
         variance = STAMP_SD_NS**2 + (EXCESS_SHARE * excess) ** 2 + software**2
-        if excess < CLEAN_NS:
+        if excess < CLEAN_NS or len(node.burst.brackets) < TELLING:
             return [Witness(1.0, offset, variance)]
         still = HTTP_STAMP_SD_NS if by_http else STAMP_SD_NS
         clean = still**2 + (CLEAN_SHARE * min(excess, CLEAN_MAX_NS)) ** 2
         home, out = (one + UNREST_NS for one in unrest(node.burst.brackets))
-        home_queues = ONE_WAY_SHARE * home**2 / (home**2 + out**2)
+        lopsided = abs(home**2 - out**2) / (home**2 + out**2)
+        one_way = ONE_WAY_SHARE * max(0.01, lopsided)
+        home_queues = one_way * home**2 / (home**2 + out**2)
         return [
-            Witness(1 - ONE_WAY_SHARE, offset, variance),
+            Witness(1 - one_way, offset, variance),
             Witness(home_queues, offset + excess / 2, clean),
-            Witness(ONE_WAY_SHARE - home_queues, offset - excess / 2, clean),
+            Witness(one_way - home_queues, offset - excess / 2, clean),
         ]
 
     def _always_queued(self) -> bool:

@@ -232,6 +232,7 @@ class Timeline:
         self._newest: _Segment | None = None
         self._seen: set[tuple[str, int]] = set()
         self._refused: Counter[str] = Counter()
+        self.exchanges = 0  # heard of, used or not
         for epoch in topside_epochs:
             self.add_topside_epoch(epoch)
         for epoch in pi_epochs:
@@ -267,6 +268,7 @@ class Timeline:
         if (first.topside_boot_id, first.t1_ns) in self._seen:
             return False
         self._seen.add((first.topside_boot_id, first.t1_ns))
+        self.exchanges += len(exchanges)
         burst = usable(exchanges, self._refused)
         pi_boot_id = next((one.pi_boot_id for one in exchanges if one.pi_boot_id is not None), None)
         if burst is None or pi_boot_id is None:
@@ -315,7 +317,7 @@ class Timeline:
         segment = self._nearest(self._pi_boots.get(reading.epoch, ""), reading.mono_ns)
         if segment is None:
             return self._by_ladder(reading)
-        estimate = segment.at(reading.mono_ns)
+        estimate = self._doubting(segment, reading.mono_ns)
         status: ClockStatus = "held" if segment.beyond_ns(reading.mono_ns) else "measured"
         anchor_ns = self._anchors[segment.topside_boot_id]
         return Corrected(
@@ -326,6 +328,24 @@ class Timeline:
             low_ns=estimate.low_ns,
             high_ns=estimate.high_ns,
         )
+
+    def _doubting(self, segment: _Segment, pi_mono_ns: int) -> Estimate:
+        """The estimate of the nearest segment; where a clock has jumped between it and another of the same
+        boots, nobody knows when, and either may be right."""
+        estimate = segment.at(pi_mono_ns)
+        for other in self._segments[segment.pi_boot_id]:
+            first_ns, last_ns = sorted((segment.model.span_ns, other.model.span_ns))
+            between = first_ns[1] < pi_mono_ns < last_ns[0]
+            if other is not segment and other.topside_boot_id == segment.topside_boot_id and between:
+                rival = other.model.at(pi_mono_ns)
+                apart_ns = abs(rival.offset_ns - estimate.offset_ns)
+                estimate = structs.replace(
+                    estimate,
+                    sd_ns=max(estimate.sd_ns, rival.sd_ns, apart_ns),
+                    low_ns=min(estimate.low_ns, rival.low_ns),
+                    high_ns=max(estimate.high_ns, rival.high_ns),
+                )
+        return estimate
 
     def _by_ladder(self, reading: Reading) -> Corrected:
         labelled = reading.epoch < 0

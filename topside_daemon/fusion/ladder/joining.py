@@ -22,7 +22,7 @@ from topside_daemon.fusion.ladder.steps import SIDES, Jump, Pieces, Step, find_j
 OVERHANG_NS = 5_000_000_000  # two sensors of one session end closer together than this
 ORDER_NS = 6_000_000_000  # that START reads high and STOP low where they are two events each
 LARGE_NS = 10_000_000_000  # a step that stands out from that
-DOUBT_SHARE = 0.55  # of a doubtful gap as deviation: the 95 % interval holds it whole
+DOUBT_SHARE = 0.6  # of a doubtful gap as deviation: the 95 % interval holds it whole
 DOUBTS_SHOWN = 3  # in one reason
 AWAY_NS = 30_000_000_000  # a time-sync was taken while both sensors recorded, or nearly so
 

@@ -39,8 +39,14 @@ _PPM = 1e3  # ns per s
 
 def labels_rung(joining: Joining, piece: int) -> Rung:
     """The highest rung that one in-water piece can stand on; its instants are joined labels."""
-    rung = _on_evidence(joining.pairs(piece), joining.anchor(piece), joining)
-    rung = replace(rung, refused=[*joining.complaints, *rung.refused])
+    pairs, unfit = joining.pairs(piece), []
+    if joining.doubts:  # a STOP stands on the agreement of others, and there is none across a doubt
+        pairs, all_pairs = [pair for pair in pairs if pair.ordered], pairs
+        unfit = refusals(
+            all_pairs, pairs, "is behind what may be a step, and nothing shows that it is one event"
+        )
+    rung = _on_evidence(pairs, joining.anchor(piece), joining)
+    rung = replace(rung, refused=[*joining.complaints, *unfit, *rung.refused])
     if joining.steps:  # their size is a measurement: nothing is certain across them
         rung = replace(rung, bounds=[])
     if joining.doubts:
