@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import sqrt
+from statistics import fmean
 
 from msgspec import Struct
 
@@ -174,6 +175,11 @@ def fit(pairs: Sequence[Pair]) -> Line:
         span_s=span_s,
         apart_s=apart_s,
     )
+
+
+def spread_ns(pairs: Sequence[Pair], line: Line) -> float:
+    """Root mean square of what the pairs leave of a line under them."""
+    return sqrt(fmean((one.offset_ns - line.at(one.inwater_ns)[0]) ** 2 for one in pairs))
 
 
 class _Weighed(Struct, frozen=True):

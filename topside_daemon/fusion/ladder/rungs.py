@@ -6,7 +6,7 @@ positive: the in-water clock reads ahead. Deviations are one sigma.
 """
 
 from collections.abc import Sequence
-from math import sqrt
+from math import hypot, sqrt
 from typing import Literal
 
 from msgspec import Struct
@@ -22,6 +22,7 @@ from topside_daemon.fusion.ladder.oneway import (
     agreeing,
     constant,
     fit,
+    spread_ns,
 )
 
 RungName = Literal["linear", "constant", "time-sync", "none"]
@@ -113,6 +114,7 @@ def on_pairs(
         bias_sd_ns: of that delay, where no anchor says more.
     """
     line = fit(pairs)
+    bias_sd_ns = hypot(bias_sd_ns, spread_ns(pairs, line))  # calls that differ this much may share as much
     words = [f"{len(pairs)} marker pair{'s' * (len(pairs) > 1)}"]
     bounds = [
         Bound(one.inwater_ns, None, one.offset_ns) for one in pairs if one.ordered and not one.carried_ns
