@@ -132,6 +132,10 @@ def test_a_whole_session(pi: PiDaemon, topside: TopsideDaemon, inwater: Talker, 
     topside.wait_for(have(topside, 100, 100))
     said, session = stop(topside)
     assert said["state"] == "complete" and said["inwater_missing"] == 0
+    [live], [proof] = topside.get("/status")[1]["clock"]["segments"], said["report"]["clock"]
+    for name in ("used", "refused", "offset_ns", "offset_sd_ns", "drift_ppm", "last_mono_ns"):
+        assert live[name] == proof[name], name  # the live model is that of the file, to the last bit
+    assert live["evidence"]["http_bias_ns"] == proof["evidence"]["http_bias_ns"] is not None
     assert session.parent == topside.data / "reef-7"
     assert check_streams(session) >= (100, 100)
     check_mirror(session, pi)
