@@ -45,9 +45,10 @@ class Comparison(Struct, frozen=True):
 
     @property
     def good(self) -> bool:
-        """Every recorded reading was sent, is in the product once, and 99 % of the overlap is paired."""
+        """Every recorded reading was sent, is in the product once, and 99 % of the overlap is paired, or all
+        but one: a busy machine may stamp one reading too late."""
         whole = self.once_each and self.inwater_recorded == self.recognised
-        return whole and self.overlap > 0 and self.paired >= 0.99 * self.overlap
+        return whole and self.overlap > 0 and self.overlap - self.paired <= max(1, self.overlap // 100)
 
 
 def read_truth(path: Path) -> list[Line]:
