@@ -114,6 +114,7 @@ def report_on(
     surface_ns = sorted(row.time_ns - (row.pair_dt_ns or 0) for row in rows if row.surface)
     distances = sorted(abs(row.pair_dt_ns) for row in rows if row.pair_dt_ns is not None)
     dropouts = _dropouts(surface_ns)
+    clock = timeline.describe()
     return Report(
         version=VERSION,
         settings=settings,
@@ -129,18 +130,18 @@ def report_on(
         pair_p95_ms=_quantile_ms(distances, 95),
         pair_max_ms=_quantile_ms(distances, 100),
         clock_status=dict(sorted(Counter(row.clock_status for row in rows if row.inwater).items())),
-        clock=timeline.describe(),
+        clock=clock,
         seeds=_seeds_used(session, rows),
         anchors=session.epochs,
         link=timeline.learned(max((one.topside_utc_ns for one in session.exchanges), default=0)),
         bursts_used=timeline.used,
         refused=dict(sorted(timeline.refused.items())),
         rejects=session.all_rejects,
-        notes=session.notes + _doubts(timeline),
+        notes=session.notes + _doubts(timeline, clock),
     )
 
 
-def _doubts(timeline: Timeline) -> list[str]:
+def _doubts(timeline: Timeline, clock: Sequence[SegmentProof]) -> list[str]:
     """What speaks against the stamps of the exchanges, and so against both intervals."""
     found: list[str] = []
     refused = sum(n for reason, n in timeline.refused.items() if "contradicts" in reason)
@@ -149,12 +150,12 @@ def _doubts(timeline: Timeline) -> list[str]:
         found.append(
             f"{share:.0f} % of the exchanges contradict the others: stamps lie, and so may intervals"
         )
-    void = sum(segment.evidence.contradictions for segment in timeline.describe())
+    void = sum(segment.evidence.contradictions for segment in clock)
     if void:
         found.append(
             f"brackets exclude each other in {void} intervals between bursts: nothing is certified there"
         )
-    if any(segment.evidence.memory == "contradicted" for segment in timeline.describe()):
+    if any(segment.evidence.memory == "contradicted" for segment in clock):
         found.append("what was remembered of the drift is of other clocks: not used")
     return found
 
