@@ -1,11 +1,13 @@
-"""Files that survive: replaced whole or appended by lines, and committed to the disk when it says so.
+"""Files that survive: replaced whole or appended to, and committed to the disk when it says so.
 
 The five-step commit: a temporary file in the same folder, write, fsync, rename, fsync the folder.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +17,28 @@ from common.messages import to_json
 
 T = TypeVar("T")
 
+NEW = ".new"  # suffix of what a replacement was writing when it was cut short
+
+_CURES = {
+    errno.ENOSPC: "disk full: free some space",
+    errno.EDQUOT: "disk quota used up: free some space",
+    errno.EROFS: "disk read-only: look at the card, then mount it writable",
+    errno.EIO: "disk error: look at the card and its contacts",
+    errno.EACCES: "no permission: let this user write there",
+}
+
 
 class FolderInUse(RuntimeError):
     """Another process owns this data folder."""
+
+
+def why(error: OSError) -> str:
+    """What a disk's refusal means: one line with the cure, where there is one."""
+    return _CURES.get(error.errno or 0) or error.strerror or str(error)
+
+
+def is_full(error: OSError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -39,13 +60,23 @@ def make_folder(folder: Path) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Put *content* at *path* at once: a reader, or a power cut, sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + NEW)
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
     fsync_folder(path.parent)
+
+
+def set_aside(path: Path, content: bytes, suffix: str) -> Path:
+    """Keep *content* beside *path*, under its name with another suffix; never over something else."""
+    number, place = 0, path.with_suffix(suffix)
+    while place.exists() and place.read_bytes() != content:
+        number += 1
+        place = path.with_suffix(f"{suffix}{number}")
+    replace(place, content)
+    return place
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:
@@ -62,19 +93,58 @@ def read_json(path: Path, kind: type[T]) -> T | None:
         raise ValueError(f"{path}: {error}") from None
 
 
-def append_whole(fd: int, data: bytes) -> None:
-    """Append *data*, all of it or nothing: a half line must never be met by the next one.
+class Appender:
+    """A file open for appending, of which everything up to `size` is as it was given.
 
-    Raises:
-        OSError: the disk refuses; the file is as it was.
+    What an append that failed has left behind that point, on a disk that would not even cut it off, is
+    cut off by the next one: a half line must never be met by another.
     """
-    size, done = os.fstat(fd).st_size, 0
-    try:
-        while done < len(data):
-            done += os.write(fd, data[done:])
-    except OSError:
-        os.ftruncate(fd, size)
-        raise
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        """*size*: what the file has behind it does not count.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.size = os.fstat(self._fd).st_size if size is None else size
+
+    def append(self, data: bytes) -> None:
+        """All of it or nothing.
+
+        Raises:
+            OSError: the disk refuses, or says that it wrote what it did not.
+        """
+        self._cut_to_size()
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self._fd, data[done:]) or _stuck()
+            if os.fstat(self._fd).st_size != self.size + len(data):
+                raise OSError(errno.EIO, "the disk did not write all that it said")
+        except OSError:
+            with suppress(OSError):
+                self._cut_to_size()
+            raise
+        self.size += len(data)
+
+    def _cut_to_size(self) -> None:
+        if os.fstat(self._fd).st_size != self.size:
+            os.ftruncate(self._fd, self.size)
+
+    def last_byte(self) -> bytes:
+        return os.pread(self._fd, 1, self.size - 1) if self.size else b""
+
+    def sync(self) -> None:
+        """What was appended is on the disk when this returns; after an OSError it never may be."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _stuck() -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class Lines:
@@ -85,20 +155,19 @@ class Lines:
     """
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._fd).st_size
-        if size and os.pread(self._fd, 1, size - 1) != b"\n":
-            os.write(self._fd, b"\n")
+        self._file = Appender(path)
+        if self._file.last_byte() not in (b"", b"\n"):
+            self._file.append(b"\n")
         fsync_folder(path.parent)
 
     def append(self, *records: Any, sync: bool = False) -> None:
         if records:
-            append_whole(self._fd, b"".join(to_json(record) + b"\n" for record in records))
+            self._file.append(b"".join(to_json(record) + b"\n" for record in records))
         if sync:
-            os.fsync(self._fd)
+            self._file.sync()
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._file.close()
 
 
 def read_lines(path: Path, kind: type[T]) -> Iterator[T]:
@@ -113,6 +182,38 @@ def read_lines(path: Path, kind: type[T]) -> Iterator[T]:
             yield decoder.decode(line)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
+
+
+class Reserve:
+    """Disk space kept for the end: what waits in memory must still find room on a full disk."""
+
+    SIZE_BYTES = 1024 * 1024
+    SHARE = 16  # at most this part of what is free
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def take(self) -> None:
+        """Hold the space, as far as there is some.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        free = os.statvfs(self._path.parent)
+        size = min(self.SIZE_BYTES, free.f_bavail * free.f_frsize // self.SHARE)
+        with self._path.open("ab") as file:
+            if size > file.tell():
+                os.posix_fallocate(file.fileno(), 0, size)
+
+    def release(self) -> bool:
+        """Give the space back; False if there was none.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        held = self._path.exists()
+        self._path.unlink(missing_ok=True)
+        return held
 
 
 class FolderLock:

@@ -1,92 +1,42 @@
 """Arrivals in, numbered rows on disk, readings out: the same on both sides.
 
-A row reaches the OS before anybody is told of it, so a number is never used twice. All disk work
-runs on one thread of its own; the event loop only moves lists.
+A row reaches the OS before anybody is told of it, so a number is never used twice. Disk work runs on two
+threads of its own, because a card may take seconds to sync; the event loop only moves lists.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
-from msgspec import Struct
 
 from common.chunkstore import ChunkStore, open_name
 from common.clock import Clock, begin_epoch
 from common.disk import Disk
-from common.files import Lines, make_folder, read_json, read_lines, replace
+from common.files import Lines, Reserve, make_folder, read_json, read_lines, replace, why
+from common.insistence import Insistence
 from common.instrument import Arrival, Instrument
-from common.messages import Chunk, Epoch, Event, Marker, Reading, to_json
+from common.messages import Chunk, Event, Marker, Reading, to_json
+from common.recording import Listener, OpenChunk, StreamRecord
+from common.recovery import last_reading
 from common.rows import encode_marker_row, encode_row, format_utc
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-SYNC_S = 0.8  # rows are exposed to a power cut this long, plus one fsync
-RETRY_S = 1.0  # between attempts while the disk refuses
-WAITING_ROWS = 60_000  # kept in memory while the disk refuses: a minute at 1000 readings/s
+SYNC_S = 0.8  # between syncs: with a quick disk no row is exposed to a power cut for longer than a second
+WAITING_ROWS = 60_000  # kept in memory while the disk refuses: four minutes at 250 readings/s
 PUBLISHED_MAX = 10_000  # readings that may have been published but not fsynced when power failed
-CLOSE_S = 1.5  # how long a closing recorder waits for a disk that refuses
-STAMP_MEANING = "arrival of the line's first byte at the host; mono_ns: CLOCK_MONOTONIC_RAW or perf_counter"
+CLOSE_S = 1.2  # how long a closing or stopping recorder waits for a disk that refuses
+FLUSH_LOOK_S = 0.02
+RESERVE = ".reserve"
 
 
 class RecordingEnded(Exception):
     """The recorder has been stopped or closed: nothing can be written any more."""
 
 
-class StreamRecord(Struct):
-    """`session.json` beside the chunks: what this stream is and which clocks stamped it.
-
-    Numbers below next_seq have been given out. closed: it ended in order, so all that were are in the chunks.
-    """
-
-    session_id: str
-    mission: str
-    role: str
-    started_at: str
-    roll_interval_s: float
-    rate_hz: int = 500
-    schema_version: int = 1
-    state: str = "recording"
-    stopped_at: str | None = None
-    sensor_id: str = "unknown"
-    sensor: dict[str, Any] | None = None
-    stamp: str = STAMP_MEANING
-    simulated_clock: bool = False
-    epochs: list[Epoch] = []
-    next_seq: int = 0
-    closed: bool = False
-
-
-class OpenChunk(Struct, frozen=True):
-    """The chunk being written; its first durable_bytes will never change."""
-
-    index: int
-    name: str
-    durable_bytes: int
-
-
-class Listener(Protocol):
-    """Told from the event loop what the recorder did, in order."""
-
-    def rows(self, readings: list[Reading]) -> None:
-        """These have reached the OS."""
-
-    def marker(self, marker: Marker) -> None:
-        """This has reached the disk."""
-
-    def durable(self) -> None:
-        """Rows have reached the disk since the last call."""
-
-    def sealed(self, chunk: Chunk) -> None:
-        """This chunk is complete and will never change."""
-
-    def event(self, event: Event) -> None:
-        """Something worth a line happened."""
+class DiskRefuses(OSError):
+    """The disk does not take what waits in memory; the recording goes on."""
 
 
 class Recorder:
@@ -96,20 +46,27 @@ class Recorder:
         """Not called directly: see `create` and `resume`."""
         self.folder = folder
         self.record = record
-        self.trouble = ""  # why rows are waiting in memory; "" when they are not
         self.dropped = 0
+        self.turns = 0  # of the work: a writer that hangs makes none
         self._clock = clock
         self._listener = listener
-        self._disk = Disk("disk")
+        self._disk, self._syncer = Disk("disk"), Disk("sync")
+        self._reserve = Reserve(folder / RESERVE)
+        self._insistence = Insistence(clock, self.note, self._reserve.release, "readings")
+        self._last_taken = -1
         self._waiting: list[Reading | Marker] = []
+        self._unsynced: list[Marker] = []  # among the rows, and not yet durable
         self._events: list[Event] = []
-        self._wake = asyncio.Event()
+        self._wake, self._sync_now = asyncio.Event(), asyncio.Event()
+        self._appending, self._syncing = asyncio.Lock(), asyncio.Lock()  # the first within the second
         self._loop = asyncio.get_running_loop()
         self._closing = self._stopping = False
         self._ended = asyncio.Event()
         self._markers: dict[tuple[str, str, int], Marker] = {}
         self._marking: dict[tuple[str, str, int], asyncio.Future[Marker]] = {}
-        self._record_changed = self._overflowed = self._sync_asked = False
+        self._record_changed = False
+        self._overflow: int | None = None  # the first number that found no room in memory
+        self._before: Reading | None = None  # the last one of the run before this one
         self._epoch = 0
         self._next_seq = 0
 
@@ -133,13 +90,15 @@ class Recorder:
 
         Raises:
             ValueError: session.json is missing or damaged.
+            OSError: the disk refuses.
         """
         record = await asyncio.to_thread(read_json, folder / "session.json", StreamRecord)
         if record is None or not record.epochs:
             raise ValueError(f"{folder}: no session.json, or one without its clock's epochs")
         recorder = cls(folder, record, clock, listener)
         await recorder._begin()
-        recorder.note("resumed", f"after seq {recorder._next_seq - 1}")
+        end = "had been killed" if recorder._store.verdict.unclean else "had ended in order"
+        recorder.note("resumed", f"after seq {recorder._next_seq - 1}: the recording {end}")
         return recorder
 
     async def _begin(self) -> None:
@@ -151,6 +110,7 @@ class Recorder:
     def _open(self) -> None:
         record = self.record
         self._store = ChunkStore(self.folder, record.session_id, record.started_at, record.roll_interval_s)
+        self._before = last_reading(self.folder, self._store.chunks)
         markers = self.folder / "markers.jsonl"
         self._markers = {marker.key: marker for marker in read_lines(markers, Marker)}
         self._marker_file = Lines(markers)
@@ -162,6 +122,7 @@ class Recorder:
         self._event_file.append(*self._events, sync=True)
         record.next_seq, record.closed = self._next_seq, False
         self._save_record()
+        self._reserve.take()
 
     def _enter_epoch(self) -> None:
         last = self.record.epochs[-1]
@@ -189,15 +150,36 @@ class Recorder:
             self._next_seq, self._epoch, at.mono_ns, at.utc_ns, a.sensor_id, a.mode, a.value, a.temp_c, a.vin
         )
         self._next_seq += 1
+        if self._before is not None:
+            self._tell_gap(self._before, reading)
         if len(self._waiting) >= WAITING_ROWS:
-            if not self._overflowed:
-                self.note("readings_dropped", f"memory is full; from seq {reading.seq} on they are lost")
-            self._overflowed = True
-            self.dropped += 1  # the hole in the numbers says where
+            self._drop(reading)
             return
-        self._overflowed = False
+        self._tell_dropped()
+        self._last_taken = reading.seq
         self._waiting.append(reading)
         self._wake.set()
+
+    def _tell_gap(self, before: Reading, first: Reading) -> None:
+        """Say how long nothing was recorded around a restart."""
+        self._before = None
+        if first.epoch == before.epoch:
+            away_s, clock = (first.mono_ns - before.mono_ns) / 1e9, ""
+        else:
+            away_s, clock = (first.utc_ns - before.utc_ns) / 1e9, " by the wall clock"
+        self.note("gap", f"no reading for {away_s:.3f} s{clock}, seq {before.seq} to {first.seq}: a restart")
+
+    def _drop(self, reading: Reading) -> None:
+        if self._overflow is None:
+            self._overflow = reading.seq
+            self.note("memory_full", f"readings are being lost, from seq {reading.seq} on")
+        self.dropped += 1  # the hole in the numbers says where
+
+    def _tell_dropped(self) -> None:
+        if self._overflow is not None:
+            first, last = self._overflow, self._next_seq - 2
+            self._overflow = None
+            self.note("readings_dropped", f"seq {first} to {last}: memory was full", last - first + 1)
 
     async def mark(self, marker: Marker) -> tuple[Marker, bool]:
         """Write a marker among the rows; returns when it is on the disk.
@@ -227,7 +209,6 @@ class Recorder:
         event = self._event(kind, detail, count)
         self._events.append(event)
         self._listener.event(event)
-        self._wake.set()
 
     def _event(self, kind: str, detail: str, count: int = 1) -> Event:
         now = self._clock.stamp()
@@ -252,52 +233,109 @@ class Recorder:
             self._ended.set()
 
     async def stop(self) -> None:
-        """End the recording for ever; returns when its last chunk is sealed."""
+        """End the recording for ever; returns when its last chunk is sealed.
+
+        Raises:
+            DiskRefuses: what waits in memory cannot be written; the recording goes on.
+        """
+        if not self._closing:
+            await self._flush()
         self._stopping = True
         self._close()
         await self._ended.wait()
 
+    async def _flush(self) -> None:
+        """Until all that has been taken by now is durable."""
+        taken, deadline_ns = self._last_taken, self._clock.mono_ns() + round(CLOSE_S * 1e9)
+        self._insistence.hurry()
+        while self.durable_seq < taken or self._marking:
+            self._sync_now.set()
+            if self.trouble and self._clock.mono_ns() > deadline_ns:
+                self._insistence.go_on()
+                raise DiskRefuses(self.trouble)
+            await asyncio.sleep(FLUSH_LOOK_S)
+
     def _close(self) -> None:
         self._closing = True
+        self._insistence.hurry(CLOSE_S)
         self._wake.set()
 
     async def _write(self) -> None:
-        alarm = self._loop.call_later(SYNC_S, self._ask_to_sync)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._append_all(), name="append")
+            group.create_task(self._sync_all(), name="sync")
+
+    async def _append_all(self) -> None:
         while not (self._closing and not self._waiting):
             await self._wake.wait()
             self._wake.clear()
+            self.turns += 1
             batch, self._waiting = self._waiting, []
-            if batch and not await self._insist(self._append, batch):
+            if batch and not await self._append(batch):
                 self._waiting[:0] = batch
                 break
-            if readings := [row for row in batch if isinstance(row, Reading)]:
-                self._listener.rows(readings)
-            markers = [row for row in batch if isinstance(row, Marker)]
-            if markers or self._sync_asked:
-                if not await self._insist(self._commit, markers):
-                    break
-                self._sync_asked = False
-                alarm.cancel()
-                alarm = self._loop.call_later(SYNC_S, self._ask_to_sync)
-                self._tell_durable(markers)
-            if self._store.roll_due(self._clock.mono_ns()) and not await self._insist(self._seal):
+            if self._store.roll_due(self._clock.mono_ns()) and not await self._roll():
                 break
-        alarm.cancel()
+        self._closing = True
+        self._sync_now.set()
 
-    def _ask_to_sync(self) -> None:
-        self._sync_asked = True
-        self._wake.set()
+    async def _append(self, batch: list[Reading | Marker]) -> bool:
+        sensor_id = self.record.sensor_id
+        rows = [encode_row(r) if isinstance(r, Reading) else encode_marker_row(r, sensor_id) for r in batch]
+        readings = [row for row in batch if isinstance(row, Reading)]
+        seqs, now_ns = [reading.seq for reading in readings], self._clock.mono_ns()
+        async with self._appending:
+            if not await self._insistence.do(self._disk, lambda: self._store.append(rows, seqs, now_ns)):
+                return False
+        if readings:
+            self._listener.rows(readings)
+        if len(readings) < len(batch):
+            self._unsynced += [row for row in batch if isinstance(row, Marker)]
+            self._sync_now.set()
+        return True
 
-    def _append(self, batch: list[Reading | Marker]) -> None:
-        rows = [
-            encode_row(row) if isinstance(row, Reading) else encode_marker_row(row, self.record.sensor_id)
-            for row in batch
-        ]
-        seqs = [row.seq for row in batch if isinstance(row, Reading)]
-        self._store.append(rows, seqs, self._clock.mono_ns())
+    async def _sync_all(self) -> None:
+        """Sync when it is time, and at once for a marker; appending goes on meanwhile."""
+        due_s = self._loop.time() + SYNC_S
+        while not self._closing:
+            try:
+                async with asyncio.timeout_at(due_s):
+                    await self._sync_now.wait()
+            except TimeoutError:
+                pass
+            self._sync_now.clear()
+            due_s = self._loop.time() + SYNC_S
+            self._wake.set()  # a chunk may be due to be rolled though nothing comes in
+            async with self._syncing:
+                if not await self._commit():
+                    break
 
-    def _commit(self, markers: list[Marker]) -> None:
-        self._store.sync()
+    async def _commit(self) -> bool:
+        """Make durable what has been appended; within `_syncing`."""
+        markers, self._unsynced = self._unsynced, []
+        if not await self._sync_rows() or not await self._insistence.do(
+            self._syncer, lambda: self._keep(markers)
+        ):
+            self._unsynced[:0] = markers
+            return False
+        for marker in markers:
+            self._markers[marker.key] = marker
+            self._marking.pop(marker.key).set_result(marker)
+            self._listener.marker(marker)
+        self._listener.durable()
+        return True
+
+    async def _sync_rows(self) -> bool:
+        try:
+            await self._syncer.do(self._store.sync)
+        except OSError as error:
+            self.note("sync_failed", f"{why(error)}: rows since the last sync are written again")
+            async with self._appending:
+                again = self._store.begin_again
+                return await self._insistence.do(self._disk, lambda: again(self._clock.mono_ns()))
+        return True
+
+    def _keep(self, markers: list[Marker]) -> None:
         if markers:
             self._marker_file.append(*markers, sync=True)
         if self._record_changed:
@@ -307,59 +345,56 @@ class Recorder:
 
     def _write_events(self) -> None:
         events = self._events[:]  # the loop may add to it meanwhile
-        self._event_file.append(*events)
-        del self._events[: len(events)]
+        if events:
+            self._event_file.append(*events, sync=True)
+            del self._events[: len(events)]
 
-    def _tell_durable(self, markers: list[Marker]) -> None:
-        for marker in markers:
-            self._markers[marker.key] = marker
-            self._marking.pop(marker.key).set_result(marker)
-            self._listener.marker(marker)
-        self._listener.durable()
+    async def _roll(self) -> bool:
+        """Seal the open chunk."""
+        async with self._syncing:
+            return await self._sync_rows() and await self._insistence.do(self._disk, self._seal)
 
     def _seal(self) -> None:
         chunk = self._store.seal()
         if chunk is not None:
             self._loop.call_soon_threadsafe(self._listener.sealed, chunk)
 
-    async def _insist(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Do disk work, again and again while the disk refuses; False if closing cuts that short."""
-        started_ns = self._clock.mono_ns()
-        while True:
-            try:
-                await self._disk.do(work, *args, **kwargs)
-            except OSError as error:
-                if not self.trouble:
-                    self.note("disk_trouble", f"{error.strerror}: readings wait in memory until it ends")
-                self.trouble = error.strerror or str(error)
-                if self._closing and self._clock.mono_ns() - started_ns > CLOSE_S * 1e9:
-                    return False
-                await asyncio.sleep(RETRY_S)
-            else:
-                if self.trouble:
-                    self.trouble = ""
-                    self.note("disk_recovered", "readings are being written again")
-                return True
-
     async def _finish(self) -> None:
         self._give_up_waiting()
-        self.record.closed = await self._insist(self._seal)
+        self._tell_dropped()
+        async with self._syncing:
+            self.record.closed = await self._commit() and await self._insistence.do(self._disk, self._seal)
+        self._refuse_markers()
         if self._stopping:
             self.record.state = "stopped"
             self.record.stopped_at = format_utc(self._clock.utc_ns())
+            await self._insistence.do(self._disk, self._reserve.release)
         for work in (self._save_record, self._write_events):
-            await self._insist(work)
+            await self._insistence.do(self._disk, work)
+        self._store.close()
         self._marker_file.close()
         self._event_file.close()
         self._disk.close()
+        self._syncer.close()
 
     def _give_up_waiting(self) -> None:
         """What the disk would not take in time was never published: its numbers will be given out again."""
-        if self._waiting:
-            log.error("%d rows could not be written: %s", len(self._waiting), self.trouble)
-            self.dropped += len(self._waiting)
+        readings = [row for row in self._waiting if isinstance(row, Reading)]
+        if readings:
+            self.dropped += len(readings)
+            lost = f"seq {readings[0].seq} to {readings[-1].seq}: {self.trouble}"
+            self.note("readings_lost", lost, len(readings))
+            log.error("readings lost, %s", lost)
+        self._waiting.clear()
+
+    def _refuse_markers(self) -> None:
         for written in self._marking.values():
             written.set_exception(RecordingEnded(f"the disk did not take it in time: {self.trouble}"))
+
+    @property
+    def trouble(self) -> str:
+        """Why rows are waiting in memory, and the cure; "" when they are not."""
+        return self._insistence.trouble
 
     @property
     def open_chunk(self) -> OpenChunk | None:

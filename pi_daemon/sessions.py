@@ -15,7 +15,8 @@ from common.clock import Clock
 from common.files import read_json
 from common.instrument import Arrival, Instrument
 from common.messages import Chunk, Marker
-from common.recorder import OpenChunk, Recorder, RecordingEnded, StreamRecord
+from common.recorder import Recorder, RecordingEnded
+from common.recording import OpenChunk, StreamRecord
 from common.rows import format_utc
 from common.service import Supervisor
 from common.web import Refused

@@ -14,7 +14,8 @@ from common.chunkstore import verify
 from common.clock import SystemClock
 from common.files import read_json, read_lines
 from common.messages import Event, Marker
-from common.recorder import PUBLISHED_MAX, Recorder, RecordingEnded, StreamRecord
+from common.recorder import PUBLISHED_MAX, Recorder, RecordingEnded
+from common.recording import StreamRecord
 from tests.sim.clocks import SimClock
 from tests.sim.disk import content_of, full_after
 from tests.sim.streams import Heard, arrival, at_work, new_record, seqs_in, take, until
@@ -127,7 +128,8 @@ async def test_closing_seals_and_the_next_run_goes_on(tmp_path: Path) -> None:
     assert heard.seqs == [5, 6, 7, 8, 9]
     assert seqs_in(folder) == list(range(10))
     assert [chunk.index for chunk in second.chunks] == [0, 1]
-    assert heard.kinds == ["resumed"]
+    assert heard.kinds == ["resumed", "gap"]
+    assert "seq 4 to 5" in heard.events[1].detail
     assert len(kept(folder).epochs) == 1
 
 
@@ -193,7 +195,7 @@ async def test_after_an_orderly_restart_of_the_machine_no_number_is_skipped(tmp_
     async with at_work(await Recorder.resume(folder, clock, heard)) as second:
         take(second, clock, 1)
     assert heard.seqs == [3]
-    assert heard.kinds == ["reboot", "resumed"]
+    assert heard.kinds == ["reboot", "resumed", "gap"]
     assert [epoch.epoch for epoch in kept(folder).epochs] == [0, 1]
     row = (folder / "chunk_00001.csv").read_text().splitlines()[1].split(",")
     assert row[7] == "1"
@@ -277,7 +279,7 @@ async def test_a_disk_that_refuses_delays_rows_and_loses_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the disk is full rows wait, unpublished, and the state says so; then all are written in order."""
-    monkeypatch.setattr("common.recorder.RETRY_S", 0.01)
+    monkeypatch.setattr("common.insistence.RETRY_S", 0.01)
     clock, folder = SimClock(), tmp_path / "stream"
     heard = Heard(folder)
     async with at_work(await begin(folder, clock, heard)) as recorder:
@@ -300,7 +302,7 @@ async def test_memory_is_bounded_while_the_disk_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond the bound arrivals are dropped and counted, and the numbers show the hole."""
-    monkeypatch.setattr("common.recorder.RETRY_S", 0.01)
+    monkeypatch.setattr("common.insistence.RETRY_S", 0.01)
     monkeypatch.setattr("common.recorder.WAITING_ROWS", 10)
     clock, folder = SimClock(), tmp_path / "stream"
     heard = Heard(folder)
@@ -319,7 +321,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closing gives up after a while: the marker is refused, the rows counted, their numbers used again."""
-    monkeypatch.setattr("common.recorder.RETRY_S", 0.01)
+    monkeypatch.setattr("common.insistence.RETRY_S", 0.01)
     monkeypatch.setattr("common.recorder.CLOSE_S", 0.05)
     clock, folder = SystemClock(), tmp_path / "stream"
     heard = Heard(folder)
@@ -337,7 +339,7 @@ async def test_a_disk_that_refuses_does_not_hold_up_the_end(
         with pytest.raises(asyncio.CancelledError):
             await running
     assert heard.seqs == [0, 1, 2]
-    assert recorder.dropped == 3
+    assert (recorder.dropped, heard.events[-1].kind, heard.events[-1].count) == (2, "readings_lost", 2)
     async with at_work(await Recorder.resume(folder, clock, Heard(folder))) as second:
         take(second, clock, 1)
     assert seqs_in(folder) == [0, 1, 2, 3]

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from common.chunkstore import Manifest, open_name, scan, sealed_chunks, sealed_name
-from common.files import append_whole, fsync_folder, make_folder, read_json, replace
+from common.files import Appender, fsync_folder, make_folder, read_json, replace
 from common.messages import Chunk, Epoch, Reading, to_json
-from common.recorder import OpenChunk, StreamRecord
+from common.recording import OpenChunk, StreamRecord
 from common.rows import RowError, decode_row
 from topside_daemon.pi import Pi, PiError, Standing
 
@@ -210,12 +210,11 @@ class Mirror:
 
     def _append(self, more: bytes) -> None:
         """Write behind what is held, whatever an earlier try has left there."""
-        fd = os.open(self.folder / open_name(self._open_index), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        file = Appender(self.folder / open_name(self._open_index), size=len(self._open))
         try:
-            os.ftruncate(fd, len(self._open))
-            append_whole(fd, more)
+            file.append(more)
         finally:
-            os.close(fd)
+            file.close()
 
     def _seal(self, chunk: Chunk) -> None:
         path = self.folder / open_name(chunk.index)

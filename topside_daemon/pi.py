@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 
 from common.clock import Clock
 from common.messages import Chunk, Exchange, ExchangeKind, Marker, Stamp
-from common.recorder import OpenChunk
+from common.recording import OpenChunk
 from common.rows import parse_utc
 from common.service import ConfigError
 from topside_daemon.timeasker import SPACING_S, TimeAsker

@@ -15,7 +15,7 @@ from msgspec import Struct
 from common.chunkstore import sealed_chunks
 from common.files import fsync_folder, read_json, read_lines, replace
 from common.messages import Epoch, Exchange, Marker
-from common.recorder import StreamRecord
+from common.recording import StreamRecord
 from common.rows import HEADER, format_utc
 from topside_daemon.fusion.bursts import delay_ns, group_bursts, offset_ns, refusal
 from topside_daemon.fusion.settings import Settings

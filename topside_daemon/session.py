@@ -20,7 +20,8 @@ from common.clock import ClockChange, begin_epoch
 from common.disk import Disk
 from common.files import Lines, make_folder, read_json, replace
 from common.messages import Event, Reading, to_json
-from common.recorder import Recorder, StreamRecord
+from common.recorder import Recorder
+from common.recording import StreamRecord
 from common.rows import format_utc
 from topside_daemon.beat import Beat
 from topside_daemon.deck import Deck, View

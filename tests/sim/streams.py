@@ -8,7 +8,8 @@ from pathlib import Path
 from common.clock import Clock
 from common.instrument import Arrival
 from common.messages import Chunk, Event, Marker, Reading
-from common.recorder import Recorder, StreamRecord
+from common.recorder import Recorder
+from common.recording import StreamRecord
 from common.rows import decode_row
 
 SESSION_ID = "11111111-1111-4111-8111-111111111111"
