@@ -67,7 +67,7 @@ class Announcer:
             self._publisher.send(f"{self._prefix}reading", frame, reading.utc_ns)
 
     def marker(self, marker: Marker) -> None:
-        frame = MarkerFrame.of(marker, self.session_id, self._clock.boot_id)
+        frame = MarkerFrame.of(marker, self.session_id, self._clock.boot_id, self._durable_seq)
         self._publisher.send(f"{self._prefix}marker", frame, marker.utc_ns)
 
     def durable(self) -> None:
@@ -119,6 +119,8 @@ class Announcer:
             mono_ns=now.mono_ns,
             state=state,
             detail=detail,
+            storage=recorder.trouble if recorder else "",
+            dropped=recorder.dropped if recorder else 0,
             rows=recorder.rows if recorder else 0,
             last_seq=recorder.last_seq if recorder else -1,
             durable_seq=self._durable_seq,

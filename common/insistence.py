@@ -31,14 +31,20 @@ class Insistence:
         self._note = note
         self._make_room = make_room
         self._subject = subject
-        self._troubles: dict[object, str] = {}
+        self.attempts = 0
+        self._troubles: dict[object, OSError] = {}
         self._hurried = False
         self._give_up_ns: int | None = None
 
     @property
     def trouble(self) -> str:
         """What is wrong and what would cure it; "" when all work is done at once."""
-        return next(iter(self._troubles.values()), "")
+        return next(map(why, self._troubles.values()), "")
+
+    @property
+    def errno(self) -> int:
+        """The OS's number of the trouble, 0 without."""
+        return next((error.errno or 0 for error in self._troubles.values()), 0)
 
     def hurry(self, give_up_s: float | None = None) -> None:
         """The end is near: try more often, make room, and after so long give up, if that is said."""
@@ -62,11 +68,12 @@ class Insistence:
         return True
 
     async def _attempt(self, me: object, disk: Disk, work: Callable[[], object]) -> bool:
+        self.attempts += 1
         try:
             await disk.do(work)
         except OSError as error:
             first = not self._troubles
-            self._troubles[me] = why(error)
+            self._troubles[me] = error
             if first:
                 self._note("disk_trouble", f"{why(error)}; {self._subject} wait in memory until then")
             if is_full(error) and self._hurried:

@@ -124,6 +124,7 @@ class Instrument:
         self._port = settings.port
         self._path: str | None = None
         self._low_latency = False
+        self._openings = 0
         self._clock = clock
         self._on_arrival = on_arrival
         self._note = on_event
@@ -154,6 +155,11 @@ class Instrument:
     def connected(self) -> bool:
         """The port is open and a sensor is heard."""
         return self._sensor.connected
+
+    @property
+    def turns(self) -> int | None:
+        """Grows as long as the port is attended to, or looked for; None without one."""
+        return None if self._port is None else self._openings + self._sensor.turns
 
     def health(self) -> InstrumentHealth:
         """All of it; cheap."""
@@ -236,6 +242,7 @@ class Instrument:
     async def _open(self, port: str) -> "_Link | None":
         """The port opened afresh under whatever device its name now leads to; None says why in the state."""
         sensor = self._sensor
+        self._openings += 1
         opening = asyncio.get_running_loop().run_in_executor(None, _open_port, port, sensor.baud)
         try:
             return _Link(await asyncio.shield(opening), sensor.baud, self._clock, sensor)

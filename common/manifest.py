@@ -6,6 +6,8 @@ outweighs the chunks. Both are a cache, rebuilt from the chunk files at need; ye
 when it was sealed is what tells later damage, so it is never forgotten.
 """
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from msgspec import Struct
@@ -37,6 +39,12 @@ class Manifest(Struct):
             total_bytes=sum(chunk.size_bytes for chunk in chunks),
             chunks=chunks,
         )
+
+
+def digest_of(chunks: Iterable[Chunk]) -> str:
+    """One hash over the hashes of all chunks: equal digests are equal recordings."""
+    text = "".join(f"{chunk.index} {chunk.sha256}\n" for chunk in chunks)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def read_manifest(folder: Path) -> Manifest | None:

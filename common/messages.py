@@ -200,9 +200,10 @@ class MarkerFrame(Struct, frozen=True):
     sequence: int
     after_seq: int
     label: str | None
+    durable_seq: int
 
     @classmethod
-    def of(cls, marker: Marker, session_id: str, boot_id: str) -> "MarkerFrame":
+    def of(cls, marker: Marker, session_id: str, boot_id: str, durable_seq: int) -> "MarkerFrame":
         m = marker
         return cls(
             PROTOCOL,
@@ -217,6 +218,7 @@ class MarkerFrame(Struct, frozen=True):
             m.sequence,
             m.after_seq,
             m.label,
+            durable_seq,
         )
 
 
@@ -237,7 +239,10 @@ class ChunkFrame(Struct, frozen=True):
 
 
 class StatusFrame(Struct, frozen=True):
-    """One stream's state, once a second; session_id is empty between recordings."""
+    """One stream's state, once a second; session_id is empty between recordings.
+
+    storage: why readings wait in memory, "" when they do not. dropped: how many were lost there.
+    """
 
     v: int
     session_id: str
@@ -247,6 +252,8 @@ class StatusFrame(Struct, frozen=True):
     mono_ns: int
     state: str
     detail: str
+    storage: str
+    dropped: int
     rows: int
     last_seq: int
     durable_seq: int

@@ -47,7 +47,7 @@ class Recorder:
         self.folder = folder
         self.record = record
         self.dropped = 0
-        self.turns = 0  # of the work: a writer that hangs makes none
+        self._turns = 0
         self._clock = clock
         self._listener = listener
         self._disk, self._syncer = Disk("disk"), Disk("sync")
@@ -252,7 +252,7 @@ class Recorder:
             self._sync_now.set()
             if self.trouble and self._clock.mono_ns() > deadline_ns:
                 self._insistence.go_on()
-                raise DiskRefuses(self.trouble)
+                raise DiskRefuses(self._insistence.errno, self.trouble)
             await asyncio.sleep(FLUSH_LOOK_S)
 
     def _close(self) -> None:
@@ -269,7 +269,7 @@ class Recorder:
         while not (self._closing and not self._waiting):
             await self._wake.wait()
             self._wake.clear()
-            self.turns += 1
+            self._turns += 1
             batch, self._waiting = self._waiting, []
             if batch and not await self._append(batch):
                 self._waiting[:0] = batch
@@ -395,6 +395,16 @@ class Recorder:
     def trouble(self) -> str:
         """Why rows are waiting in memory, and the cure; "" when they are not."""
         return self._insistence.trouble
+
+    @property
+    def turns(self) -> int:
+        """Grows as long as writing makes progress, or tries to."""
+        return self._turns + self._insistence.attempts
+
+    @property
+    def waiting(self) -> int:
+        """Rows that the disk has not taken yet."""
+        return len(self._waiting)
 
     @property
     def open_chunk(self) -> OpenChunk | None:

@@ -13,6 +13,7 @@ class StreamRecord(Struct):
     """`session.json` beside the chunks: what this stream is and which clocks stamped it.
 
     Numbers below next_seq have been given out. closed: it ended in order, so all that were are in the chunks.
+    holder: who started it and may end it, None for anybody.
     """
 
     session_id: str
@@ -31,6 +32,7 @@ class StreamRecord(Struct):
     epochs: list[Epoch] = []
     next_seq: int = 0
     closed: bool = False
+    holder: str | None = None
 
 
 class OpenChunk(Struct, frozen=True):

@@ -94,6 +94,11 @@ class Sensor:
         return self._link is not None and self._heard and not silent
 
     @property
+    def turns(self) -> int:
+        """Grows as long as somebody attends to the sensor."""
+        return self._talker.pauses
+
+    @property
     def last_line_age_s(self) -> float | None:
         """How long ago the last reading's line began; None before the first."""
         return None if self._last_ns is None else self._now_s() - self._last_ns / 1e9

@@ -175,6 +175,27 @@ def notify(state: str) -> None:
             log.warning("the service manager does not listen: %s", error.strerror)
 
 
+class Pulse:
+    """Whether every part of a daemon makes progress.
+
+    Each part gives a number that grows with its work, also with work in vain, or None when it has none.
+    """
+
+    def __init__(self, parts: Mapping[str, Callable[[], int | None]]) -> None:
+        self._parts = parts
+        self._seen: dict[str, int | None] = {}
+        self._stuck: list[str] = []
+
+    def beats(self) -> bool:
+        """All parts have come further since the last call; what has not is logged."""
+        now = {name: turns() for name, turns in self._parts.items()}
+        stuck = [name for name, turns in now.items() if turns is not None and turns == self._seen.get(name)]
+        if stuck and stuck != self._stuck:
+            log.error("no progress: %s", ", ".join(stuck))
+        self._seen, self._stuck = now, stuck
+        return not stuck
+
+
 async def watchdog(alive: Callable[[], bool]) -> None:
     """Ping systemd's watchdog at half its period, as long as *alive* says that work progresses."""
     period_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 2e6

@@ -50,6 +50,7 @@ class Talker:
 
     def __init__(self, gate: Gate, quality: Quality, clock: Clock) -> None:
         self.busy = asyncio.Lock()
+        self.pauses = 0
         self._gate = gate
         self._quality = quality
         self._clock = clock
@@ -73,6 +74,7 @@ class Talker:
         Raises:
             LinkLost: the port is gone.
         """
+        self.pauses += 1
         if not link.lost:
             with suppress(TimeoutError):
                 async with asyncio.timeout(within_s):

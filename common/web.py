@@ -1,6 +1,5 @@
 """HTTP as both daemons serve it: typed bodies in, JSON out, every refusal `{"detail": "..."}`."""
 
-import errno
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
+from common.files import is_full, why
 from common.messages import to_json
 from common.service import ConfigError, split_address
 
@@ -77,8 +77,7 @@ async def _say_why(request: web.Request, handler: Handler) -> web.StreamResponse
         return refusal
     except OSError as error:
         log.error("%s %s: %s", request.method, request.path, error)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return answer({"detail": f"{error.strerror}: look at the disk"}, 507 if full else 503)
+        return answer({"detail": why(error)}, 507 if is_full(error) else 503)
     except Exception:  # our bug costs its own request only, and is logged
         log.exception("%s %s", request.method, request.path)
         return answer({"detail": "our bug: the log says more"}, 500)

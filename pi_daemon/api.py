@@ -5,46 +5,51 @@ acquisition are answered as before, but the sensor runs all the time: it is the 
 """
 
 import asyncio
-import os
-import re
 import shutil
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
 from msgspec import Meta, Struct
 
 from common import VERSION
-from common.chunkstore import CHUNK_NAME, sealed_name
 from common.clock import Clock
 from common.instrument import Instrument
+from common.manifest import digest_of
 from common.messages import PROTOCOL, Marker
+from common.metrics import Metric, exposition, gauge
 from common.rows import format_utc
 from common.web import Refused, Site, answer, body, query
-from pi_daemon.sessions import Sessions, SessionState
+from pi_daemon.downloads import Downloads
+from pi_daemon.sessions import Sessions, SessionState, Wish
 
 API_VERSION = "0.2.0"  # of the old API that these calls keep to
 CONNECT_NS = 25_000_000_000  # the old client gives up after 30
-SIDE_FILES = ("manifest.json", "session.json", "markers.jsonl", "events.jsonl")
 INT64_MAX = 2**63 - 1
-RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 
 SyncId = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}[0-9a-fA-F-]{0,56}$")]
+Holder = Annotated[str, Meta(pattern=r"^[ -~]{1,100}$")]
 SessionId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
 
 
 class StartRequest(Struct):
-    """session_id is ours: a start asked again with the same id is the same recording."""
+    """session_id and holder are ours: a start asked again with the same id is the same recording, and a
+    recording with a holder is not stopped by others as long as that one is heard."""
 
     rate_hz: Annotated[int, Meta(ge=1)] = 500
     schema_version: int = 1
     mission: Annotated[str, Meta(max_length=200)] = "Cockpit"
     roll_interval_s: Annotated[float, Meta(gt=0)] = 60.0
     session_id: SessionId | None = None
+    holder: Holder | None = None
 
 
 class SessionRequest(Struct):
+    """holder is ours: who asks, so that nobody else's recording is stopped, unless by force."""
+
     session_id: str
+    holder: Holder | None = None
+    force: bool = False
 
 
 class SnapshotsQuery(Struct):
@@ -61,6 +66,7 @@ class MarkerRequest(Struct):
     periodic_sequence: Annotated[int, Meta(ge=0, le=INT64_MAX)] | None = None
     t1_ns: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
     label: Annotated[str, Meta(max_length=200)] | None = None
+    holder: Holder | None = None
 
 
 class AcquisitionQuery(Struct):
@@ -79,11 +85,18 @@ class Api:
         time_port: int,
         bus_port: int,
         machine_id: str | None = None,
+        measure: Callable[[], list[Metric]] = list,
     ) -> None:
-        """*machine_id*: whose crystal the clock counts, None if that has no name."""
+        """
+        Args:
+            machine_id: whose crystal the clock counts, None if that has no name.
+            measure: what /metrics tells.
+        """
         self._sessions = sessions
         self._instrument = instrument
         self._clock = clock
+        self._downloads = Downloads(sessions.folder)
+        self._measure = measure
         self._lasting = {"time_port": time_port, "bus_port": bus_port, "machine_id": machine_id}
         self.site = site = Site()
         site.get("/", self.health)
@@ -103,6 +116,7 @@ class Api:
         site.get("/record/snapshots", self.record_snapshots)
         site.post("/record/sync-marker", self.sync_marker)
         site.get("/files/{session_id}/{name}", self.file)
+        site.get("/metrics", self.metrics)
 
     async def health(self, _request: web.Request) -> web.Response:
         return answer({"service": "Q-Sensor", "version": API_VERSION, "status": "online"})
@@ -130,6 +144,7 @@ class Api:
                 "last_line_age_s": health.last_line_age_s,
                 "counters": health.counters,
                 "storage": self._sessions.trouble,
+                "events": self._sessions.events,
                 "dropped": recorder.dropped if recorder else 0,
             }
         )
@@ -149,6 +164,7 @@ class Api:
                 "durable_seq": recorder.durable_seq if recorder else -1,
                 "detail": health.detail,
                 "storage": self._sessions.trouble,
+                "events": self._sessions.events,
             }
         )
 
@@ -177,7 +193,14 @@ class Api:
     async def record_start(self, request: web.Request) -> web.Response:
         wanted = await body(request, StartRequest)
         record = await self._sessions.start(
-            wanted.session_id, wanted.mission, wanted.rate_hz, wanted.schema_version, wanted.roll_interval_s
+            Wish(
+                session_id=wanted.session_id,
+                mission=wanted.mission,
+                rate_hz=wanted.rate_hz,
+                schema_version=wanted.schema_version,
+                roll_s=wanted.roll_interval_s,
+                holder=wanted.holder,
+            )
         )
         return answer(
             {
@@ -190,20 +213,23 @@ class Api:
 
     async def record_stop(self, request: web.Request) -> web.Response:
         wanted = await body(request, SessionRequest)
-        state = await self._sessions.stop(wanted.session_id)
+        state = await self._sessions.stop(wanted.session_id, wanted.holder, wanted.force)
         return answer(_totals(state) | {"stopped_at": state.record.stopped_at, "chunks": len(state.chunks)})
 
     async def record_status(self, request: web.Request) -> web.Response:
-        state = await self._sessions.find(query(request, SessionRequest).session_id)
+        wanted = query(request, SessionRequest)
+        self._sessions.heard(wanted.session_id, wanted.holder)
+        state = await self._sessions.find(wanted.session_id)
         return answer(
             _totals(state)
             | {
-                "state": state.record.state,
                 "bytes": sum(chunk.size_bytes for chunk in state.chunks),
                 "last_chunk_index": state.chunks[-1].index if state.chunks else -1,
                 "backlog": len(state.chunks),
                 "open_chunk": state.open_chunk,
                 "trouble": state.trouble,
+                "dropped": state.dropped,
+                "holder": state.record.holder,
             }
         )
 
@@ -226,7 +252,7 @@ class Api:
             t1_ns=wanted.t1_ns,
             label=wanted.label,
         )
-        recorded, new = await self._sessions.mark(wanted.session_id, marker)
+        recorded, new = await self._sessions.mark(wanted.session_id, marker, wanted.holder)
         return answer(
             {
                 "status": "injected" if new else "duplicate",
@@ -256,26 +282,13 @@ class Api:
     async def file(self, request: web.Request) -> web.Response:
         """A file of a recording, whole or a range; of the open chunk, what will not change any more."""
         state = await self._sessions.find(request.match_info["session_id"])
-        name = request.match_info["name"]
-        folder = self._sessions.folder / state.record.session_id
-        wanted = RANGE.fullmatch(request.headers.get("Range", ""))
-        first = int(wanted[1]) if wanted else 0
-        last = int(wanted[2]) if wanted and wanted[2] else None
-        if last is not None and last < first:
-            wanted, first, last = None, 0, None  # RFC 9110: such a range is to be ignored
-        try:
-            content, size = await asyncio.to_thread(_read, folder, name, state, first, last)
-        except FileNotFoundError:
-            raise Refused(404, f"no file {name!r} in session {state.record.session_id}") from None
-        headers = {"Accept-Ranges": "bytes", "Content-Disposition": f'attachment; filename="{name}"'}
-        if wanted is None:
-            return web.Response(body=content, headers=headers, content_type=_content_type(name))
-        if first >= size:
-            headers["Content-Range"] = f"bytes */{size}"
-            raise_text = f"range starts at {first}, the file has {size} bytes"
-            return web.json_response({"detail": raise_text}, status=416, headers=headers)
-        headers["Content-Range"] = f"bytes {first}-{first + len(content) - 1}/{size}"
-        return web.Response(body=content, status=206, headers=headers, content_type=_content_type(name))
+        return await self._downloads.serve(request, state, request.match_info["name"])
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """Counters and gauges for Prometheus."""
+        free = await asyncio.to_thread(shutil.disk_usage, self._sessions.folder)
+        room = gauge("qsensor_disk_free_bytes", "Free space in the data folder.", free.free)
+        return exposition([*self._measure(), room])
 
 
 def _totals(state: SessionState) -> dict[str, Any]:
@@ -284,33 +297,6 @@ def _totals(state: SessionState) -> dict[str, Any]:
         "rows": state.rows,
         "last_seq": state.last_seq,
         "durable_seq": state.durable_seq,
+        "state": state.record.state,
+        "digest": digest_of(state.chunks) if state.record.state == "stopped" else None,
     }
-
-
-def _read(folder: Path, name: str, state: SessionState, first: int, last: int | None) -> tuple[bytes, int]:
-    """Bytes first..last of a file, and how many it has for readers."""
-    path, size = _locate(folder, name, state)
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        size = os.fstat(fd).st_size if size is None else size
-        end = size if last is None else min(size, last + 1)
-        return os.pread(fd, max(end - first, 0), first), size
-    finally:
-        os.close(fd)
-
-
-def _locate(folder: Path, name: str, state: SessionState) -> tuple[Path, int | None]:
-    """The file behind a name, and its readable size where that is less than all of it."""
-    match = CHUNK_NAME.fullmatch(name)
-    if match is None:
-        if name not in SIDE_FILES:
-            raise FileNotFoundError(name)
-        return folder / name, None
-    chunk = state.open_chunk
-    if match[2] == "tmp" and chunk is not None and chunk.name == name and (folder / name).exists():
-        return folder / name, chunk.durable_bytes
-    return folder / sealed_name(int(match[1])), None  # an open chunk may be sealed while it is read
-
-
-def _content_type(name: str) -> str:
-    return "application/json" if name.endswith((".json", ".jsonl")) else "text/csv"

@@ -8,7 +8,8 @@ from common.announcer import Announcer
 from common.bus import INWATER, Publisher
 from common.clock import Clock, ClockWatch, SkewedClock, SystemClock, machine_id
 from common.instrument import Arrival, Instrument
-from common.service import ConfigError, Supervisor, notify, split_address, take_folder, watchdog
+from common.metrics import Metric, counts, stream_metrics
+from common.service import ConfigError, Pulse, Supervisor, notify, split_address, take_folder, watchdog
 from pi_daemon.api import Api
 from pi_daemon.config import Config
 from pi_daemon.sessions import Sessions
@@ -55,7 +56,7 @@ class Daemon:
         # A clock that is wrong on purpose is not to be recognised another day.
         machine = None if self._config.simulation.active else machine_id()
         ports = self._time.port, self._publisher.port
-        self._site = Api(self._sessions, self._instrument, self._clock, *ports, machine).site
+        self._site = Api(self._sessions, self._instrument, self._clock, *ports, machine, self._measure).site
         try:
             await self._supervisor.run(self._begin)
         finally:
@@ -69,8 +70,21 @@ class Daemon:
         await self._site.listen(self._config.http)
         self._supervisor.keep("instrument", self._instrument.run())
         self._supervisor.keep("status", self._tell_status())
-        self._supervisor.keep("watchdog", watchdog(lambda: True))
+        self._supervisor.keep("watchdog", watchdog(self._pulse().beats))
         notify("READY=1")
+
+    def _pulse(self) -> Pulse:
+        def writer() -> int | None:
+            return self._sessions.recorder.turns if self._sessions.recorder else None
+
+        return Pulse({"reader": lambda: self._instrument.turns, "writer": writer})
+
+    def _measure(self) -> list[Metric]:
+        asked = self._time.counts
+        return [
+            *stream_metrics(self._announcer, self._instrument),
+            counts("qsensor_time_requests_total", "Datagrams asking for the time.", "outcome", asked),
+        ]
 
     async def _serve_time(self) -> TimeServer:
         host, port = split_address(self._config.time or self._config.http)

@@ -4,23 +4,28 @@ import asyncio
 import logging
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
 from msgspec import Struct
 
 from common.announcer import Announcer
-from common.chunkstore import Manifest, verify
+from common.chunkstore import verify
 from common.clock import Clock
-from common.files import read_json
+from common.disk import Disk
+from common.files import read_json, why
 from common.instrument import Arrival, Instrument
+from common.manifest import read_manifest
 from common.messages import Chunk, Marker
 from common.recorder import Recorder, RecordingEnded
 from common.recording import OpenChunk, StreamRecord
 from common.rows import format_utc
 from common.service import Supervisor
+from common.unfinished import Unfinished
 from common.web import Refused
 from pi_daemon.config import Config
+from pi_daemon.lease import Lease
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +42,24 @@ class SessionState(Struct, frozen=True):
     rows: int
     last_seq: int
     durable_seq: int
-    open_chunk: OpenChunk | None
-    trouble: str
+    open_chunk: OpenChunk | None = None
+    trouble: str = ""
+    dropped: int = 0
 
-    @property
-    def recording(self) -> bool:
-        return self.record.state == "recording"
+
+class Wish(Struct, frozen=True):
+    """What a recording that is to be started shall be.
+
+    session_id: None for a new one. roll_s: longest a chunk stays open. holder: who may end it, None for
+    anybody.
+    """
+
+    session_id: str | None
+    mission: str
+    rate_hz: int
+    schema_version: int
+    roll_s: float
+    holder: str | None
 
 
 class Sessions:
@@ -63,8 +80,11 @@ class Sessions:
         self._supervisor = supervisor
         self._instrument = instrument
         self._recorder: Recorder | None = None
+        self._lease: Lease | None = None
         self._changing = asyncio.Lock()
         self._resume_trouble = ""
+        self._disk = Disk("sessions")
+        self._unfinished = Unfinished(self.folder, self._look_for_unfinished)
 
     @property
     def recorder(self) -> Recorder | None:
@@ -79,140 +99,190 @@ class Sessions:
             self._announcer.idle(arrival)
 
     @property
+    def events(self) -> dict[str, int]:
+        """What happened since the start, by kind."""
+        return dict(self._announcer.events)
+
+    @property
     def trouble(self) -> str:
         """Why rows are not reaching the disk, "" when they are."""
         return self._recorder.trouble if self._recorder else self._resume_trouble
 
-    async def resume(self) -> None:
-        """Go on with the recording that a restart interrupted, if there is one."""
-        for path in sorted(self.folder.glob("*/session.json")):
+    def _look_for_unfinished(self) -> list[str]:
+        found = []
+        for path in self.folder.glob("*/session.json"):
             try:
                 record = read_json(path, StreamRecord)
             except ValueError as error:
                 log.error("not resumed: %s", error)
                 continue
             if record is not None and record.state == "recording":
-                if not await self._try_resume(path.parent):
-                    self._supervisor.start("resume", self._resume_later(path.parent))
+                found.append(path.parent.name)
+        return found
+
+    async def resume(self) -> None:
+        """Go on with the recording that a restart interrupted, if there is one."""
+        try:
+            names = await self._disk.do(self._unfinished.names)
+        except OSError as error:
+            self._wait_for_disk(f"recordings in {self.folder}", error)
+            self._supervisor.start("resume", self._resume_later(None))
+            return
+        for name in names:
+            folder = self.folder / name
+            if not await self._try_resume(folder):
+                self._supervisor.start("resume", self._resume_later(folder))
+            if self._recorder is not None or self._resume_trouble:
                 return
 
-    async def _resume_later(self, folder: Path) -> None:
+    def _wait_for_disk(self, what: str, error: OSError) -> None:
+        if not self._resume_trouble:
+            log.error("%s cannot be resumed yet: %s", what, why(error))
+        self._resume_trouble = f"{what} cannot be resumed: {why(error)}"
+
+    async def _resume_later(self, folder: Path | None) -> None:
         """A disk that refuses now may be mended while we serve."""
         while True:
             await asyncio.sleep(RETRY_S)
             async with self._changing:
+                if folder is None:
+                    self._resume_trouble = ""
+                    return await self.resume()
                 if self._recorder is not None or await self._try_resume(folder):
-                    return
+                    return None
 
     async def _try_resume(self, folder: Path) -> bool:
         """False if the disk refuses; a recording that is damaged is left alone, and said so."""
         try:
-            self._begin(await Recorder.resume(folder, self._clock, self._announcer))
+            record = await self._disk.do(read_json, folder / "session.json", StreamRecord)
+            if record is None or record.state != "recording":  # a start or a stop that was cut short
+                await self._disk.do(self._unfinished.remove, folder.name)
+            else:
+                self._begin(await Recorder.resume(folder, self._clock, self._announcer))
         except ValueError as error:
             log.error("not resumed: %s", error)
         except OSError as error:
-            if not self._resume_trouble:
-                log.error("session %s waits to be resumed: %s", folder.name, error.strerror)
-            self._resume_trouble = f"session {folder.name} cannot be resumed: {error.strerror}"
+            self._wait_for_disk(f"session {folder.name}", error)
             return False
         self._resume_trouble = ""
         return True
 
-    async def start(
-        self, session_id: str | None, mission: str, rate_hz: int, schema_version: int, roll_s: float
-    ) -> StreamRecord:
+    async def start(self, wish: Wish) -> StreamRecord:
         """Open a recording; asked again with the id that is already recording, answer that one.
 
         Raises:
             Refused: 424 no sensor, 409 another recording is open or the id was used, 507 disk full.
+            OSError: the disk refuses.
         """
         async with self._changing:
             if self._recorder is not None:
-                if self._recorder.record.session_id == session_id:
+                if self._recorder.record.session_id == wish.session_id:
                     return self._recorder.record
-                raise Refused(
-                    409, f"already recording session {self._recorder.record.session_id}: stop it first"
-                )
-            self._check_ready()
-            if session_id is not None and await self._take_up_again(session_id):
-                return self._recorder_in_charge().record
-            record = StreamRecord(
-                session_id=session_id or str(uuid4()),
-                mission=mission,
-                role=ROLE,
-                started_at=format_utc(self._clock.utc_ns()),
-                roll_interval_s=min(max(roll_s, 1.0), self._config.recording.roll_interval_s),
-                rate_hz=rate_hz,
-                schema_version=schema_version,
-                sensor_id=self._instrument.sensor_id,
-                sensor=self._instrument.describe(),
-                simulated_clock=self._config.simulation.active,
-            )
-            folder = self.folder / record.session_id
-            self._begin(await Recorder.create(folder, record, self._clock, self._announcer))
-            return record
+                raise Refused(409, f"already recording: {self._lease}: stop it first")
+            await self._check_ready()
+            session_id = wish.session_id or str(uuid4())
+            folder = self.folder / session_id
+            if not await self._is_new(folder):
+                self._begin(await Recorder.resume(folder, self._clock, self._announcer))
+            else:
+                await self._disk.do(self._unfinished.add, session_id)
+                record = self._new_record(session_id, wish)
+                self._begin(await Recorder.create(folder, record, self._clock, self._announcer))
+            assert self._recorder is not None
+            return self._recorder.record
 
-    async def _take_up_again(self, session_id: str) -> bool:
-        """Whether a start that failed half-way left this recording, which is then resumed.
+    async def _is_new(self, folder: Path) -> bool:
+        """False if a start that failed half-way has left this recording, which is then to be resumed.
 
         Raises:
             Refused: 409, it was stopped before.
         """
-        folder = self.folder / session_id
-        record = await asyncio.to_thread(read_json, folder / "session.json", StreamRecord)
-        if record is None:
-            return False
-        if record.state != "recording":
-            raise Refused(409, f"session {session_id} was recorded before: start a new one")
-        self._begin(await Recorder.resume(folder, self._clock, self._announcer))
-        return True
+        record = await self._disk.do(read_json, folder / "session.json", StreamRecord)
+        if record is not None and record.state != "recording":
+            raise Refused(409, f"session {folder.name} was recorded before: start a new one")
+        return record is None
 
-    def _recorder_in_charge(self) -> Recorder:
-        assert self._recorder is not None
-        return self._recorder
+    def _new_record(self, session_id: str, wish: Wish) -> StreamRecord:
+        return StreamRecord(
+            session_id=session_id,
+            mission=wish.mission,
+            role=ROLE,
+            started_at=format_utc(self._clock.utc_ns()),
+            roll_interval_s=min(max(wish.roll_s, 1.0), self._config.recording.roll_interval_s),
+            rate_hz=wish.rate_hz,
+            schema_version=wish.schema_version,
+            sensor_id=self._instrument.sensor_id,
+            sensor=self._instrument.describe(),
+            simulated_clock=self._config.simulation.active,
+            holder=wish.holder,
+        )
 
-    def _check_ready(self) -> None:
+    async def _check_ready(self) -> None:
         if self._resume_trouble:
             raise Refused(409, self._resume_trouble)
         if not self._instrument.connected:
             raise Refused(424, f"Not connected: {self._instrument.health().detail}")
-        free_mb = shutil.disk_usage(self.folder).free / 1e6
+        free_mb = (await self._disk.do(shutil.disk_usage, self.folder)).free / 1e6
         if free_mb < self._config.recording.min_free_mb:
             raise Refused(507, f"only {free_mb:.0f} MB free on {self.folder}: free some space first")
 
     def _begin(self, recorder: Recorder) -> None:
+        record = recorder.record
         self._recorder = self._announcer.recorder = recorder
-        self._instrument.remember(recorder.record.sensor)
+        self._lease = Lease(record.session_id, record.holder, self._clock)
+        self._instrument.remember(record.sensor)
         self._supervisor.start("recorder", recorder.run())
-        log.info("recording session %s", recorder.record.session_id)
+        log.info("recording session %s", record.session_id)
 
-    async def stop(self, session_id: str) -> SessionState:
+    async def stop(self, session_id: str, caller: str | None, force: bool) -> SessionState:
         """End a recording for ever.
 
         Raises:
-            Refused: 404 unknown, 400 not recording.
+            Refused: 404 unknown, 400 not recording, 409 held by somebody else.
+            OSError: the disk does not take what is in memory; the recording goes on.
         """
         async with self._changing:
-            recorder = await self._recording(session_id)
+            recorder = await self._steered(session_id, caller, force)
             await recorder.stop()
-            self._recorder = self._announcer.recorder = None
+            self._recorder = self._announcer.recorder = self._lease = None
+            with suppress(OSError):  # it is found stopped at the next start
+                await self._disk.do(self._unfinished.remove, session_id)
             log.info("stopped session %s", session_id)
             return _state_of(recorder)
 
-    async def mark(self, session_id: str, marker: Marker) -> tuple[Marker, bool]:
+    def heard(self, session_id: str, caller: str | None) -> None:
+        """Somebody looks how a recording goes: its holder is alive."""
+        if self._lease is not None and self._is_recording(session_id):
+            self._lease.heard(caller)
+
+    def _is_recording(self, session_id: str) -> bool:
+        return self._recorder is not None and self._recorder.record.session_id == session_id
+
+    async def mark(self, session_id: str, marker: Marker, caller: str | None) -> tuple[Marker, bool]:
         """Write a marker; returns it as recorded, on the disk, and whether it was new.
+
+        Anybody's markers are kept, apart by their ids.
 
         Raises:
             Refused: 404 unknown, 400 not recording.
         """
         recorder = await self._recording(session_id)
+        self.heard(session_id, caller)
         try:
             return await recorder.mark(marker)
         except RecordingEnded as error:
             raise Refused(400, str(error)) from None
 
+    async def _steered(self, session_id: str, caller: str | None, force: bool) -> Recorder:
+        recorder = await self._recording(session_id)
+        if self._lease is not None:
+            before = self._lease.holder
+            if self._lease.check(caller, force):
+                recorder.note("taken_over", f"held by {before}, now by {caller or 'nobody'}")
+        return recorder
+
     async def _recording(self, session_id: str) -> Recorder:
-        if self._recorder is not None and self._recorder.record.session_id == session_id:
+        if self._recorder is not None and self._is_recording(session_id):
             return self._recorder
         await self.find(session_id)
         raise Refused(400, f"session {session_id} is not recording")
@@ -223,11 +293,11 @@ class Sessions:
         Raises:
             Refused: 404 unknown.
         """
-        if self._recorder is not None and self._recorder.record.session_id == session_id:
+        if self._recorder is not None and self._is_recording(session_id):
             return _state_of(self._recorder)
         if SESSION_ID.fullmatch(session_id):
             try:
-                state = await asyncio.to_thread(_load, self.folder / session_id)
+                state = await self._disk.do(_load, self.folder / session_id)
             except ValueError as error:
                 raise Refused(404, f"session {session_id} cannot be read: {error}") from None
             if state is not None:
@@ -244,6 +314,7 @@ def _state_of(recorder: Recorder) -> SessionState:
         durable_seq=recorder.durable_seq,
         open_chunk=recorder.open_chunk,
         trouble=recorder.trouble,
+        dropped=recorder.dropped,
     )
 
 
@@ -251,10 +322,7 @@ def _load(folder: Path) -> SessionState | None:
     record = read_json(folder / "session.json", StreamRecord)
     if record is None:
         return None
-    try:
-        manifest = read_json(folder / "manifest.json", Manifest)
-    except ValueError:
-        manifest = None  # a cache
+    manifest = read_manifest(folder)
     chunks = manifest.chunks if manifest else verify(folder).chunks
     last_seq = max((chunk.last_seq for chunk in chunks if chunk.last_seq is not None), default=-1)
-    return SessionState(record, chunks, sum(chunk.rows for chunk in chunks), last_seq, last_seq, None, "")
+    return SessionState(record, chunks, sum(chunk.rows for chunk in chunks), last_seq, last_seq)

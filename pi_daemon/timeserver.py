@@ -13,7 +13,7 @@ class TimeServer:
     """One UDP socket; malformed datagrams are counted and not answered, answers not taken likewise."""
 
     def __init__(self, clock: Clock) -> None:
-        self.malformed = self.unanswered = 0
+        self.answered = self.malformed = self.unanswered = 0
         self._clock = clock
         self._socket: TimeSocket
 
@@ -38,6 +38,10 @@ class TimeServer:
     def port(self) -> int:
         return self._socket.port
 
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"answered": self.answered, "malformed": self.malformed, "unanswered": self.unanswered}
+
     def _answer(self, datagram: bytes, sender: Address, received: Stamp) -> None:
         request = unpack_time_request(datagram)
         if request is None:
@@ -46,7 +50,9 @@ class TimeServer:
         xid, t1_ns = request
         boot_id, t2_ns = self._clock.boot_id, received.mono_ns
         reply = TimeReply(xid, t1_ns, t2_ns, self._clock.mono_ns(), received.utc_ns, boot_id)
-        if not self._socket.send(pack_time_reply(reply), sender):
+        if self._socket.send(pack_time_reply(reply), sender):
+            self.answered += 1
+        else:
             self.unanswered += 1
 
     def close(self) -> None:

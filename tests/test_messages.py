@@ -150,7 +150,7 @@ def test_a_frame_without_a_number_is_a_value_error(value: str) -> None:
 def test_a_marker_crosses_file_and_bus(marker: Marker) -> None:
     """A marker's line is its record; its frame tells the same identity and instant."""
     assert msgspec.json.decode(to_json(marker), type=Marker) == marker
-    frame = msgspec.json.decode(to_json(MarkerFrame.of(marker, "s", "b")), type=MarkerFrame)
+    frame = msgspec.json.decode(to_json(MarkerFrame.of(marker, "s", "b", 7)), type=MarkerFrame)
     assert (frame.sync_id, frame.kind, frame.sequence) == marker.key
     assert (frame.mono_ns, frame.utc_ns, frame.label) == (marker.mono_ns, marker.utc_ns, marker.label)
 

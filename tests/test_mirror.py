@@ -143,7 +143,7 @@ async def stopped_recording(pi_side: PiSide) -> None:
         await pi_side.seal()
     now = pi_side.clock.stamp()
     await pi_side.recorder.mark(Marker("f47ac10b", "STOP", 0, 0, now.mono_ns, now.utc_ns, -1))
-    await pi_side.sessions.stop(SESSION_ID)
+    await pi_side.sessions.stop(SESSION_ID, None, force=False)
 
 
 async def test_the_copy_follows_the_open_chunk(pi_side: PiSide, pi: Pi, tmp_path: Path) -> None:
