@@ -37,7 +37,7 @@ class Manifest(Struct):
             next_chunk_index=max((chunk.index for chunk in chunks), default=-1) + 1,
             total_rows=sum(chunk.rows for chunk in chunks),
             total_bytes=sum(chunk.size_bytes for chunk in chunks),
-            chunks=chunks,
+            chunks=sorted(chunks, key=lambda chunk: chunk.index),
         )
 
 
@@ -57,10 +57,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     if manifest is None and not since:
         return None
     known = {chunk.index: chunk for chunk in reversed([*(manifest.chunks if manifest else []), *since])}
-    chunks = [known[index] for index in sorted(known)]
-    return Manifest.of(
-        manifest.session_id if manifest else folder.name, manifest.started_at if manifest else "", chunks
-    )
+    session_id, started_at = (manifest.session_id, manifest.started_at) if manifest else (folder.name, "")
+    return Manifest.of(session_id, started_at, list(known.values()))
 
 
 class ManifestWriter:

@@ -17,6 +17,7 @@ from common.clock import SystemClock
 from common.files import Lines, read_lines
 from common.messages import Exchange, Marker
 from common.recorder import RecordingEnded
+from common.unfinished import Unfinished
 from tests.sim.disk import full_after
 from tests.sim.timekeeper import Timekeeper
 from topside_daemon.beat import Beat, Cadence
@@ -143,7 +144,7 @@ class Station:
         self.publisher = Publisher("tcp://127.0.0.1:0")
         announcer = Announcer(self.publisher, SURFACE, clock)
         config = Config(markers=markers)
-        deck = Deck(config, clock, self.pi, None, announcer, Links(folder), None)
+        deck = Deck(config, clock, self.pi, None, announcer, Links(folder), None, Unfinished(folder, list))
         record = SessionRecord("s", "12345678", "m", "", True, False, inwater_started=True)
         self.writer = MarkerWriter(folder, record.sync_id, clock)
         self.bursts: list[list[Exchange]] = []

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Protocol
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from common.metrics import Metric, exposition
 from common.web import Site, answer, body
 
 
@@ -27,6 +28,8 @@ class Deckhand(Protocol):
 
     def status(self) -> dict[str, Any]: ...
 
+    def metrics(self) -> list[Metric]: ...
+
 
 class Api:
     """Routes and their answers; holds no state of its own."""
@@ -36,6 +39,7 @@ class Api:
         self.site = Site()
         self.site.get("/", self.status)
         self.site.get("/status", self.status)
+        self.site.get("/metrics", self.metrics)
         self.site.post("/session/start", self.start)
         self.site.post("/session/stop", self.stop)
         self.site.post("/session/mark", self.mark)
@@ -51,3 +55,6 @@ class Api:
 
     async def status(self, _request: web.Request) -> web.Response:
         return answer(self._deckhand.status())
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        return exposition(self._deckhand.metrics())

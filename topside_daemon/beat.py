@@ -13,6 +13,7 @@ from topside_daemon.pi import Pi
 from topside_daemon.products import SessionRecord
 
 ALONE_S = 2.0  # how long the surface's START waits for the Pi
+LEAST_S = 1.0  # between comparisons, whatever is asked
 LOOK_S = 0.2  # between looks whether the Pi records by now
 RETRY_S = 2.0  # between attempts to write START on a Pi that refuses it
 
@@ -28,8 +29,8 @@ class Cadence:
 
     def __init__(self, markers: Markers, start_ns: int) -> None:
         self._fast_ns = sorted(round(after_s * 1e9) for after_s in markers.fast_start_s)
-        self._interval_ns = round(markers.interval_s * 1e9)
-        self._hurry_ns = round(markers.interval_min_s * 1e9)
+        self._interval_ns = _interval_ns(markers.interval_s)
+        self._hurry_ns = _interval_ns(markers.interval_min_s)
         self._start_ns = self._last_ns = start_ns
         self._beats = 0
         self._fast: list[int] = []  # to come, soonest first
@@ -64,6 +65,11 @@ class Cadence:
         self._last_ns = due_ns if now_ns - due_ns < self._hurry_ns // 2 else now_ns
         if kind == "PERIODIC":
             self._beats = (due_ns - self._start_ns) // self._interval_ns
+
+
+def _interval_ns(seconds: float) -> int:
+    """0 for never; a comparison itself takes a good part of a second."""
+    return round(max(seconds, LEAST_S) * 1e9) if seconds > 0 else 0
 
 
 class Beat:

@@ -9,13 +9,16 @@ from typing import Any
 import msgspec
 
 from common.announcer import Announcer
-from common.bus import INWATER, STATUS, SURFACE, Publisher, Subscriber
+from common.bus import STATUS, SURFACE, Publisher
 from common.clock import ClockWatch, SystemClock, machine_id
+from common.disk import Disk
 from common.files import read_json
 from common.instrument import Arrival, Instrument
 from common.messages import ChunkFrame, Reading, ReadingFrame, StatusFrame
+from common.metrics import Metric, counts, gauge, stream_metrics
 from common.recorder import RecordingEnded
-from common.service import Supervisor, notify, take_folder, watchdog
+from common.service import Pulse, Supervisor, notify, take_folder, watchdog
+from common.unfinished import Unfinished
 from common.web import Refused
 from topside_daemon.api import Api
 from topside_daemon.config import Config
@@ -23,6 +26,7 @@ from topside_daemon.deck import Deck, View
 from topside_daemon.links import Links
 from topside_daemon.live import Live
 from topside_daemon.pi import Pi, PiError
+from topside_daemon.pibus import PiBus
 from topside_daemon.products import SessionRecord
 from topside_daemon.session import Session
 
@@ -31,10 +35,7 @@ log = logging.getLogger(__name__)
 STATUS_S = 1.0
 TICK_S = 0.1  # between looks at what the live fuser can settle
 KNOW_S = 0.5  # how long a start waits to learn which Pi it is
-SEEK_S = 2.0  # between attempts to find the Pi's bus
-CHECK_S = 3.0  # between looks whether it has moved
-SILENT_NS = 5_000_000_000  # the Pi speaks every second; after this it is not shown as if it did
-CONNECTED = "connected"
+RESUME_S = 2.0  # between attempts to go on with a session on a disk that refuses
 
 
 class Daemon:
@@ -62,14 +63,25 @@ class Daemon:
                 config.serial, self._clock, self._take, self._note, lambda: self._announcer.recorder is None
             )
         links = Links(self._folder)
+        self._unfinished = Unfinished(self._folder, self._look_for_unfinished)
         self._deck = Deck(
-            config, self._clock, self._pi, self._instrument, self._announcer, links, machine_id()
+            config,
+            self._clock,
+            self._pi,
+            self._instrument,
+            self._announcer,
+            links,
+            machine_id(),
+            self._unfinished,
         )
+        self._disk = Disk("sessions")
+        self._partial: dict[str, str] = {}  # session id to folder: the Pi may have their records after all
         self._session: Session | None = None
         self._changing = asyncio.Lock()
-        self._bus_state = "no Pi configured"
-        self._inwater: StatusFrame | None = None  # what the Pi said last
-        self._heard_ns = self._clock.mono_ns()  # when it said anything
+        self._bus: PiBus | None = None
+        if self._pi is not None:
+            heard = (self._take_reading, self._chunk_announced, self._look_for_lost)
+            self._bus = PiBus(self._pi, self._clock, self._publisher, *heard)
 
     async def run(self) -> None:
         """Serve until told to stop."""
@@ -90,32 +102,63 @@ class Daemon:
         await self._site.listen(self._config.http)
         if self._instrument is not None:
             self._supervisor.keep("instrument", self._instrument.run())
-        if self._pi is not None:
-            self._supervisor.keep("bus", self._listen(self._pi))
+        if self._bus is not None:
+            self._supervisor.keep("bus", self._bus.run())
         self._supervisor.keep("status", self._tell_status())
         self._supervisor.keep("fuser", self._tick())
-        self._supervisor.keep("watchdog", watchdog(lambda: True))
+        self._supervisor.keep("watchdog", watchdog(self._pulse().beats))
         notify("READY=1")
 
-    async def _resume(self) -> None:
-        """Go on with every session that is not yet settled; the one that is recording is the current."""
-        for path in sorted(self._folder.glob("*/session_*/session.json")):
+    def _pulse(self) -> Pulse:
+        def reader() -> int | None:
+            return self._instrument.turns if self._instrument else None
+
+        def writer() -> int | None:
+            return self._announcer.recorder.turns if self._announcer.recorder else None
+
+        return Pulse({"reader": reader, "writer": writer})
+
+    def _look_for_unfinished(self) -> list[str]:
+        found = []
+        for path in self._folder.glob("*/session_*/session.json"):
             try:
-                record = await asyncio.to_thread(read_json, path, SessionRecord)
+                record = read_json(path, SessionRecord)
             except ValueError as error:
                 log.error("not resumed: %s", error)
                 continue
-            if record is None or record.state in ("complete", "partial"):
+            if record is not None and record.state != "complete":
+                found.append(str(path.parent.relative_to(self._folder)))
+        return found
+
+    async def _resume(self) -> None:
+        """Go on with every session that is not yet settled; the one that is recording is the current."""
+        for name in await self._disk.do(self._unfinished.names):
+            try:
+                record = await self._disk.do(read_json, self._folder / name / "session.json", SessionRecord)
+            except ValueError as error:
+                log.error("not resumed: %s", error)
                 continue
-            if not await self._take_up(path.parent, record.state == "recording"):
-                self._supervisor.start(
-                    "resume", self._take_up_later(path.parent, record.state == "recording")
-                )
+            if record is None or record.state == "complete":
+                await self._disk.do(self._unfinished.remove, name)
+            elif record.state == "partial":
+                self._partial[record.session_id] = name
+            elif not await self._take_up(self._folder / name, record.state == "recording"):
+                later = self._take_up_later(self._folder / name, record.state == "recording")
+                self._supervisor.start("resume", later)
+
+    async def _look_for_lost(self, pi: Pi) -> None:
+        """Complete the sessions that had to end without a record which this Pi has after all."""
+        for session_id, name in list(self._partial.items()):
+            with suppress(PiError):
+                await pi.standing(session_id)
+                del self._partial[session_id]
+                log.info("the Pi has the record of %s: completing it", name)
+                await self._take_up(self._folder / name, recording=False)
 
     async def _take_up_later(self, folder: Path, recording: bool) -> None:
         """A disk that refuses now may be mended while we serve."""
         while True:
-            await asyncio.sleep(SEEK_S)
+            await asyncio.sleep(RESUME_S)
             if await self._take_up(folder, recording):
                 return
 
@@ -178,16 +221,37 @@ class Daemon:
 
     def status(self, brief: bool = False) -> dict[str, Any]:
         """Where everything stands, for people and scripts; brief leaves out the report of the last fusion."""
-        silent = self._clock.mono_ns() - self._heard_ns > SILENT_NS
-        inwater = None if silent else self._inwater
-        bus = "silent" if silent and self._bus_state == CONNECTED else self._bus_state
+        inwater = self._bus.status if self._bus else None
         return {
             "session": self._describe(self._session, brief) if self._session else None,
-            "pi": {"url": self._config.pi, "bus": bus},
-            "inwater": {"state": inwater.state, "detail": inwater.detail} if inwater else None,
+            "pi": {"url": self._config.pi, "bus": self._bus.state if self._bus else "no Pi configured"},
+            "inwater": _told_of(inwater) if inwater else None,
             "surface": msgspec.to_builtins(self._instrument.health()) if self._instrument else None,
+            "events": dict(self._announcer.events),
             **self._live.status(),
         }
+
+    def metrics(self) -> list[Metric]:
+        """Counters and gauges for Prometheus."""
+        session, metrics = self._session, stream_metrics(self._announcer, self._instrument)
+        if self._bus is not None:
+            metrics.append(gauge("qsensor_pi_heard", "1 while the Pi's bus is heard.", not self._bus.silent))
+        if session is not None:
+            metrics += [
+                counts("qsensor_session_events_total", "What happened, by kind.", "kind", session.events),
+                gauge("qsensor_inwater_seq", "Newest in-water number known.", session.ordering.next_seq - 1),
+                gauge(
+                    "qsensor_inwater_mirrored_seq",
+                    "Newest in-water number copied.",
+                    session.mirror.last_seq if session.mirror else -1,
+                ),
+                gauge("qsensor_inwater_missing", "Numbers the Pi lost.", session.ordering.missing),
+                gauge("qsensor_exchanges", "Clock comparisons of this session.", session.markers.exchanges),
+                gauge("qsensor_fused_rows", "Provisional rows published.", self._live.rows),
+                gauge("qsensor_fused_pairs", "Of them with both sensors.", self._live.pairs),
+                gauge("qsensor_pi_trouble", "1 while the Pi cannot be reached.", bool(session.pi_trouble)),
+            ]
+        return metrics
 
     def _describe(self, session: Session, brief: bool = False) -> dict[str, Any]:
         record, recorder = session.record, session.recorder
@@ -220,59 +284,18 @@ class Daemon:
         if self._instrument is not None:
             self._announcer.note(kind, detail, count, self._instrument)
 
-    async def _listen(self, pi: Pi) -> None:
-        """Follow the Pi's bus, wherever it is."""
-        subscriber, port = None, None
-        try:
-            while True:
-                try:
-                    about = await pi.about()
-                except PiError as error:
-                    self._bus_is(str(error))
-                    await asyncio.sleep(SEEK_S)
-                    continue
-                if about.bus_port is not None and about.bus_port != port:
-                    if subscriber is not None:
-                        subscriber.close()
-                    subscriber = Subscriber(f"tcp://{pi.host}:{about.bus_port}", [INWATER], self._hear)
-                    port = about.bus_port
-                self._bus_is(CONNECTED if port is not None else "an old Pi: it has no bus")
-                await asyncio.sleep(CHECK_S)
-        finally:
-            if subscriber is not None:
-                subscriber.close()
-
-    def _bus_is(self, state: str) -> None:
-        if state != self._bus_state:
-            self._bus_state, self._inwater = state, None
-            log.info("pi: %s", state)
-
-    def _hear(self, topic: str, payload: bytes) -> None:
-        """A message from the Pi: readings of our session take the ordered way, the rest is passed on."""
+    def _take_reading(self, frame: ReadingFrame) -> bool:
+        """Readings of our session take the ordered way."""
         session = self._session
-        self._heard_ns = self._clock.mono_ns()
-        try:
-            if topic == INWATER + "reading":
-                frame = msgspec.json.decode(payload, type=ReadingFrame)
-                if (
-                    session is not None
-                    and not session.ended
-                    and frame.session_id == session.record.session_id
-                ):
-                    self._live.know_epoch(frame.epoch, frame.boot_id, frame.durable_seq)
-                    session.from_bus(frame.reading())
-                    return
-            elif topic == INWATER + "status":
-                self._inwater = msgspec.json.decode(payload, type=StatusFrame)
-            elif topic == INWATER + "chunk":
-                chunk = msgspec.json.decode(payload, type=ChunkFrame)
-                if session is not None and chunk.session_id == session.record.session_id:
-                    session.chunk_announced()
-            utc_ns = msgspec.json.decode(payload, type=_Instant).utc_ns
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
-            self._announcer.events["bad_frame"] += 1
-            return
-        self._publisher.send(topic, msgspec.Raw(payload), utc_ns)
+        if session is None or session.ended or frame.session_id != session.record.session_id:
+            return False
+        self._live.know_epoch(frame.epoch, frame.boot_id, frame.durable_seq)
+        session.from_bus(frame.reading())
+        return True
+
+    def _chunk_announced(self, frame: ChunkFrame) -> None:
+        if self._session is not None and frame.session_id == self._session.record.session_id:
+            self._session.chunk_announced()
 
     async def _tell_status(self) -> None:
         clocks = ClockWatch(self._clock)
@@ -283,11 +306,20 @@ class Daemon:
             now = self._clock.utc_ns()
             self._publisher.send(STATUS, self.status(brief=True) | {"t": now / 1e9}, now)
             self._live.tell_clock()
+            for news in self._bus.news() if self._bus else []:
+                self._tell(*news)
             for change in clocks.look():
                 log.info("%s: %s", change.kind, change)
                 if self._session is not None and not self._session.ended:
                     self._session.clock_changed(change)
             await asyncio.sleep(STATUS_S)
+
+    def _tell(self, kind: str, detail: str, count: int) -> None:
+        if self._session is not None and not self._session.ended:
+            self._session.note(kind, detail, count)
+        else:
+            self._announcer.events[kind] += count
+            log.info("%s: %s", kind, detail)
 
     async def _tick(self) -> None:
         while True:
@@ -295,8 +327,9 @@ class Daemon:
             await asyncio.sleep(TICK_S)
 
 
-class _Instant(msgspec.Struct):
-    utc_ns: int
+def _told_of(inwater: StatusFrame) -> dict[str, Any]:
+    names = ("state", "detail", "storage", "dropped", "events")
+    return {name: getattr(inwater, name) for name in names}
 
 
 class _Surface(Announcer):

@@ -8,6 +8,7 @@ from common.announcer import Announcer
 from common.clock import Clock
 from common.instrument import Instrument
 from common.messages import Epoch, Exchange, Reading
+from common.unfinished import Unfinished
 from topside_daemon.config import Config
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.tether import LinkMemory
@@ -60,3 +61,4 @@ class Deck(Struct):
     announcer: Announcer
     links: Links
     machine_id: str | None
+    unfinished: Unfinished

@@ -1,7 +1,7 @@
 """A byte-identical copy of a Pi recording, kept up to its durable end. The bus wakes it; files prove.
 
 Chunks are fetched by what is missing, not by what is newest: a hole left by a failure is filled by
-the next pull, after any number of cuts and restarts.
+the next pull, after any number of cuts and restarts. Nothing that may be the only copy is overwritten.
 """
 
 import asyncio
@@ -11,18 +11,34 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.chunkstore import Manifest, open_name, scan, sealed_chunks, sealed_name
-from common.files import Appender, fsync_folder, make_folder, read_json, replace
-from common.messages import Chunk, Epoch, Reading, to_json
+from msgspec import Struct
+
+from common.chunkstore import open_name, scan, sealed_chunks
+from common.disk import Disk
+from common.files import Appender, fsync_folder, make_folder, read_json, replace, set_aside, why
+from common.manifest import ManifestWriter, digest_of, read_manifest
+from common.messages import Chunk, Epoch, Reading
 from common.recording import OpenChunk, StreamRecord
-from common.rows import RowError, decode_row
+from common.rows import RowError, check_row, decode_row
 from topside_daemon.pi import Pi, PiError, Standing
 
 SIDE_FILES = ("session.json", "markers.jsonl", "events.jsonl")
+DAMAGED = ".damaged"  # suffix of a chunk as the Pi gave it, when that is not what it had sealed
+ASIDE = ".aside"  # suffix of a chunk that was here and is not the Pi's
+AVOID_S, AVOID_MAX_S = 2.0, 60.0  # before a chunk that came damaged is asked for again
+NAMED = 5  # of the chunks that are missing, so many are told by name
 
 
-class _Damaged(Exception):
-    """A chunk on the Pi is not what the Pi says it is."""
+class Incomplete(PiError):
+    """All that can be had at the moment is here, and it is not all there is."""
+
+
+class _Open(Struct):
+    """The chunk of which the beginning is held."""
+
+    index: int = -1
+    content: bytes = b""
+    told_bytes: int = 0  # of it the rows have been told
 
 
 class Mirror:
@@ -35,55 +51,77 @@ class Mirror:
         folder: Path,
         on_rows: Callable[[list[Reading]], None],
         note: Callable[[str, str, int], None],
+        holder: str | None = None,
     ) -> None:
+        """
+        Args:
+            on_rows: told of the rows as they come, in the order of the file, some of them twice.
+            note: told what the record should say, as an event's kind, detail and count.
+            holder: who holds the recording, if that is us.
+        """
         self.session_id = session_id
         self.folder = folder
         self.last_seq = -1  # of the rows held, sealed or open
-        self.rows = 0
-        self.bytes = 0
-        self._pi = pi
-        self._on_rows = on_rows
-        self._note = note
-        self._held: dict[int, Chunk] = {}
-        self._run = -1  # every chunk up to here was held when last looked at
-        self._open_index = -1  # of the chunk of which we hold the beginning
-        self._open = b""
-        self._told = 0  # bytes of it whose rows have been told
-        self._started_at = ""
         self.epochs: list[Epoch] = []  # of the Pi's clock, as its record has them
         self.sensor: dict[str, Any] | None = None  # its configuration, likewise
+        self._pi = pi
+        self._holder = holder
+        self._on_rows = on_rows
+        self._note = note
+        self._disk = Disk("mirror")
+        self._manifest = ManifestWriter(folder, session_id)
+        self._held: dict[int, Chunk] = {}
+        self._run = -1  # every chunk up to here was held when last looked at
+        self._open = _Open()
+        self._started_at = ""
         self._has_side_files = False
         self._compared = False  # what earlier runs brought has been held against the Pi's list
+        self._avoided: dict[
+            int, tuple[float, float]
+        ] = {}  # index: not before, waited, in s of the loop's time
+
+    @property
+    def rows(self) -> int:
+        """Rows in the sealed chunks that are held."""
+        return sum(chunk.rows for chunk in self._held.values())
 
     async def load(self) -> None:
-        """See what earlier runs have already brought."""
-        await asyncio.to_thread(self._load)
+        """See what earlier runs have already brought.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        await self._disk.do(self._load)
 
     def _load(self) -> None:
+        """Chunks that the manifest knows are taken at its word, and proven at the end of the session."""
         make_folder(self.folder)
+        manifest = read_manifest(self.folder)
+        known = {chunk.name: chunk for chunk in manifest.chunks} if manifest else {}
         for path in sealed_chunks(self.folder):
-            found = scan(path.read_bytes())
-            index = int(path.stem.removeprefix("chunk_"))
-            if found.whole:
-                self._hold(found.chunk(index))
+            chunk = known.get(path.name)
+            if chunk is None or path.stat().st_size != chunk.size_bytes:
+                found = scan(path.read_bytes())
+                chunk = found.chunk(int(path.stem.removeprefix("chunk_"))) if found.whole else None
+            if chunk is not None:
+                self._hold(chunk)
         for path in self.folder.glob("chunk_*.tmp"):
             index = int(path.stem.removeprefix("chunk_"))
             if index in self._held:
                 path.unlink()
                 continue
             content = path.read_bytes()
-            found = scan(content)
-            self._open_index, self._told = index, found.good_bytes
-            self._open = content[: found.good_bytes]  # what is torn or damaged is fetched again
-            if found.last_seq is not None:
-                self.last_seq = max(self.last_seq, found.last_seq)
+            found = scan(content)  # what is torn or damaged is fetched again
+            self._open = _Open(index, content[: found.good_bytes], found.good_bytes)
+            self._reach(found.last_seq)
 
     def _hold(self, chunk: Chunk) -> None:
         self._held[chunk.index] = chunk
-        self.rows += chunk.rows
-        self.bytes += chunk.size_bytes
-        if chunk.last_seq is not None:
-            self.last_seq = max(self.last_seq, chunk.last_seq)
+        self._reach(chunk.last_seq)
+
+    def _reach(self, seq: int | None) -> None:
+        if seq is not None:
+            self.last_seq = max(self.last_seq, seq)
 
     async def pull(self) -> Standing:
         """Fetch everything that is durable on the Pi and not yet here.
@@ -94,17 +132,17 @@ class Mirror:
         try:
             return await self._pull()
         except OSError as error:
-            raise PiError(f"cannot keep the copy in {self.folder}: {error.strerror}") from None
+            raise PiError(f"cannot keep the copy in {self.folder}: {why(error)}") from None
         except ValueError as error:
             raise PiError(f"the Pi sent something else: {error}") from None
 
     async def _pull(self) -> Standing:
-        standing = await self._pi.standing(self.session_id)
+        standing = await self._pi.standing(self.session_id, self._holder)
         if not self._has_side_files:
             await self.pull_side_files()
         if not self._compared or standing.last_chunk_index > self._contiguous:
             listed = await self._pi.chunks(self.session_id, self._contiguous if self._compared else -1)
-            self._compare(listed)
+            await self._compare(listed)
             await self._pull_missing(listed)
         if standing.open_chunk is not None:
             await self._pull_open(standing.open_chunk)
@@ -112,27 +150,30 @@ class Mirror:
 
     async def _pull_missing(self, listed: list[Chunk]) -> None:
         """One chunk that the Pi itself has damaged must not keep the others from us."""
-        damaged: list[str] = []
+        now_s = asyncio.get_running_loop().time()
         for chunk in listed:
-            if chunk.index not in self._held:
-                try:
-                    await self._pull_sealed(chunk)
-                except _Damaged as error:
-                    damaged.append(str(error))
-        if damaged:
-            raise PiError("; ".join(damaged))
+            not_before_s, _ = self._avoided.get(chunk.index, (0.0, 0.0))
+            if chunk.index not in self._held and now_s >= not_before_s:
+                await self._pull_sealed(chunk)
 
-    def _compare(self, listed: list[Chunk]) -> None:
-        """Let go of what is not as the Pi has it."""
+    async def _compare(self, listed: list[Chunk]) -> None:
+        """Put aside what is not as the Pi has it."""
         for chunk in listed:
             held = self._held.get(chunk.index)
             if held is not None and held.sha256 != chunk.sha256:
-                self._note("mirror_refetch", f"the copy of {chunk.name} did not match its sha256", 1)
-                del self._held[chunk.index]
-                self._run = min(self._run, chunk.index - 1)
-                self.rows -= held.rows
-                self.bytes -= held.size_bytes
+                await self._let_go(held, f"the copy of {chunk.name} is not what the Pi has")
         self._compared = True
+
+    async def _let_go(self, held: Chunk, reason: str) -> None:
+        await self._disk.do(self._put_aside, held)
+        del self._held[held.index]
+        self._run = min(self._run, held.index - 1)
+        self._note("mirror_refetch", f"{reason}: it is set aside and fetched again", 1)
+
+    def _put_aside(self, held: Chunk) -> None:
+        path = self.folder / held.name
+        if path.exists():
+            set_aside(path, path.read_bytes(), ASIDE)
 
     @property
     def _contiguous(self) -> int:
@@ -150,67 +191,119 @@ class Mirror:
                 if error.status != 404:
                     raise
             else:
-                await asyncio.to_thread(replace, self.folder / name, content)
-        record = await asyncio.to_thread(read_json, self.folder / "session.json", StreamRecord)
+                await self._disk.do(replace, self.folder / name, content)
+        record = await self._disk.do(read_json, self.folder / "session.json", StreamRecord)
         if record is not None:
             self._started_at, self.epochs, self.sensor = record.started_at, record.epochs, record.sensor
         self._has_side_files = True
 
-    def complete(self, standing: Standing) -> bool:
-        """Whether all that the stopped recording has is here."""
-        return (
-            standing.state == "stopped"
-            and len(self._held) == standing.last_chunk_index + 1
-            and self.rows == standing.rows
-        )
+    async def prove(self, standing: Standing) -> None:
+        """Hold every byte of the copy on the disk against what the stopped Pi recording has.
+
+        Raises:
+            Incomplete: something is missing or different; the message says what.
+            PiError: the Pi cannot be reached.
+        """
+        if standing.state != "stopped":
+            raise Incomplete("the Pi is still recording")
+        listed = await self._pi.chunks(self.session_id, -1)
+        if standing.digest is not None and digest_of(listed) != standing.digest:
+            raise Incomplete("the Pi's list of chunks is not the one that it ended with")
+        await self._compare(listed)
+        missing = [chunk for chunk in listed if chunk.index not in self._held]
+        if missing:
+            raise Incomplete(_told_missing(missing, len(listed)))
+        for chunk in listed:
+            if not await self._disk.do(self._is_intact, chunk):
+                await self._let_go(chunk, f"the copy of {chunk.name} has been damaged here")
+        if len(self._held) < len(listed):
+            raise Incomplete("part of the copy was damaged here and is fetched again")
+        rows = sum(chunk.rows for chunk in listed)
+        if rows != standing.rows or self.last_seq < standing.last_seq:
+            raise Incomplete(f"the Pi's chunks have {rows} rows, it says {standing.rows}")
+
+    def _is_intact(self, chunk: Chunk) -> bool:
+        try:
+            with (self.folder / chunk.name).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == chunk.sha256
+        except FileNotFoundError:
+            return False
 
     async def _pull_sealed(self, chunk: Chunk) -> None:
         await self._turn_to(chunk.index)
-        missing = chunk.size_bytes - len(self._open)
+        missing = chunk.size_bytes - len(self._open.content)
         if missing > 0:
-            content = await self._pi.file(self.session_id, chunk.name, len(self._open))
-            await self._take(content[:missing])
-        if hashlib.sha256(self._open).hexdigest() != chunk.sha256:
-            self._note("mirror_refetch", f"{chunk.name} did not match its sha256", 1)
+            await self._fetch(chunk)
+        if not _is(self._open.content, chunk):
+            self._note("mirror_refetch", f"what is here of {chunk.name} is not the Pi's: all of it again", 1)
             await self._turn_to(-1)
             await self._turn_to(chunk.index)
-            content = await self._pi.file(self.session_id, chunk.name)
-            await self._take(content[: chunk.size_bytes])
-            if hashlib.sha256(self._open).hexdigest() != chunk.sha256:
-                await self._turn_to(-1)
-                raise _Damaged(f"{chunk.name} does not match its sha256, twice")
-        await asyncio.to_thread(self._seal, chunk)
+            await self._fetch(chunk)
+        if _is(self._open.content, chunk):
+            await self._keep(chunk)
+        else:
+            await self._avoid(chunk)
+
+    async def _keep(self, chunk: Chunk) -> None:
+        try:
+            await self._disk.do(self._seal, chunk)
+        except OSError:  # after a sync that failed nothing that was written before can be relied on
+            self._open = _Open(chunk.index)
+            raise
+        self._avoided.pop(chunk.index, None)
+
+    async def _fetch(self, chunk: Chunk) -> None:
+        """The rest of a sealed chunk; if the Pi has another one by that name, all of that."""
+        held = len(self._open.content)
+        content = await self._pi.file(self.session_id, chunk.name, held, chunk.sha256)
+        await self._take(content[: chunk.size_bytes - held])
+
+    async def _avoid(self, chunk: Chunk) -> None:
+        """The Pi gives something else than it has sealed: keep that beside, and ask again later and later."""
+        content = self._open.content
+        await self._turn_to(-1)
+        await self._disk.do(set_aside, self.folder / chunk.name, content, DAMAGED)
+        _, waited_s = self._avoided.get(chunk.index, (0.0, AVOID_S / 2))
+        if chunk.index not in self._avoided:
+            readable = scan(content).rows
+            self._note(
+                "chunk_damaged", f"{chunk.name} on the Pi: {readable} of {chunk.rows} rows are good", 1
+            )
+        wait_s = min(2 * waited_s, AVOID_MAX_S)
+        self._avoided[chunk.index] = (asyncio.get_running_loop().time() + wait_s, wait_s)
 
     async def _pull_open(self, chunk: OpenChunk) -> None:
         if chunk.index in self._held:
             return
         await self._turn_to(chunk.index)
-        if chunk.durable_bytes > len(self._open):
-            await self._take(await self._pi.file(self.session_id, chunk.name, len(self._open)))
+        held = len(self._open.content)
+        if chunk.durable_bytes > held:
+            await self._take(await self._pi.file(self.session_id, chunk.name, held))
 
     async def _turn_to(self, index: int) -> None:
         """Begin another chunk, from nothing."""
-        if index != self._open_index:
-            if self._open_index >= 0:
-                await asyncio.to_thread((self.folder / open_name(self._open_index)).unlink, missing_ok=True)
-            self._open_index, self._open, self._told = index, b"", 0
+        if index != self._open.index:
+            if self._open.index >= 0:
+                await self._disk.do((self.folder / open_name(self._open.index)).unlink, missing_ok=True)
+            self._open = _Open(index)
 
     async def _take(self, more: bytes) -> None:
         """Keep bytes of the open chunk, and tell the rows that they complete."""
         if not more:
             return
-        await asyncio.to_thread(self._append, more)
-        self._open += more
-        end = self._open.rfind(b"\n") + 1
-        lines, self._told = self._open[self._told : end].splitlines(keepends=True), end
+        await self._disk.do(self._append, more)
+        held = self._open
+        held.content += more
+        end = held.content.rfind(b"\n") + 1
+        lines, held.told_bytes = held.content[held.told_bytes : end].splitlines(keepends=True), end
         readings = [reading for line in lines if (reading := _decode(line)) is not None]
         if readings:
-            self.last_seq = max(self.last_seq, readings[-1].seq)
+            self._reach(readings[-1].seq)
             self._on_rows(readings)
 
     def _append(self, more: bytes) -> None:
         """Write behind what is held, whatever an earlier try has left there."""
-        file = Appender(self.folder / open_name(self._open_index), size=len(self._open))
+        file = Appender(self.folder / open_name(self._open.index), size=len(self._open.content))
         try:
             file.append(more)
         finally:
@@ -220,20 +313,44 @@ class Mirror:
         path = self.folder / open_name(chunk.index)
         with path.open("r+b") as file:
             os.fsync(file.fileno())
-        path.rename(self.folder / sealed_name(chunk.index))
+        path.rename(self.folder / chunk.name)
         fsync_folder(self.folder)
-        self._open_index, self._open, self._told = -1, b"", 0
+        self._clear_up(chunk, self._open.content)
+        self._open = _Open()
         self._hold(chunk)
-        chunks = [self._held[index] for index in sorted(self._held)]
-        manifest = Manifest(
-            session_id=self.session_id,
-            started_at=self._started_at,
-            next_chunk_index=chunks[-1].index + 1,
-            total_rows=self.rows,
-            total_bytes=self.bytes,
-            chunks=chunks,
-        )
-        replace(self.folder / "manifest.json", to_json(manifest))
+        others = [one for one in self._held.values() if one.index != chunk.index]
+        self._manifest.add(self._started_at, [*others, chunk])
+
+    def _clear_up(self, chunk: Chunk, content: bytes) -> None:
+        """What had been set aside can go, if every good row of it is in the chunk that is proven now."""
+        there = set(content.splitlines())
+        for suffix in (ASIDE, DAMAGED):
+            for path in self.folder.glob(f"{Path(chunk.name).stem}{suffix}*"):
+                if {row for row in path.read_bytes().splitlines() if _is_row(row)} <= there:
+                    path.unlink()
+
+    async def close(self) -> None:
+        """The copy is finished, or left for another day: put its index in order."""
+        if self._held:
+            await self._disk.do(self._manifest.write, self._started_at, list(self._held.values()))
+        self._disk.close()
+
+
+def _is(content: bytes, chunk: Chunk) -> bool:
+    return hashlib.sha256(content).hexdigest() == chunk.sha256
+
+
+def _told_missing(missing: list[Chunk], of: int) -> str:
+    rows, names = sum(chunk.rows for chunk in missing), [chunk.name for chunk in missing[:NAMED]]
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    return f"{len(missing)} of {of} chunks are not here ({rows} rows): {', '.join(names)}{more}"
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return bool(check_row(line))
+    except RowError:
+        return False
 
 
 def _decode(line: bytes) -> Reading | None:

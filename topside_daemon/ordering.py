@@ -5,6 +5,7 @@ from collections.abc import Callable
 from common.messages import Reading
 
 AHEAD_MAX = 20_000  # live readings kept while an earlier one is missing; the files have the rest
+JUMP_MAX = 1_000_000  # no recording skips so many numbers: such a reading is not of it
 
 
 class Ordering:
@@ -28,7 +29,7 @@ class Ordering:
 
     def from_bus(self, reading: Reading) -> None:
         """Take a live reading, in any order, any number of times."""
-        if reading.seq < self.next_seq or len(self._ahead) >= AHEAD_MAX:
+        if not self.next_seq <= reading.seq < self.next_seq + JUMP_MAX or len(self._ahead) >= AHEAD_MAX:
             return
         self._ahead[reading.seq] = reading
         self._pass_on([])

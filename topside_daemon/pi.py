@@ -22,7 +22,10 @@ from topside_daemon.timeasker import SPACING_S, TimeAsker
 T = TypeVar("T")
 
 CALL_S = 5.0  # a call that takes longer has failed
+CONNECT_S = 1.5  # likewise a connection: on a tether the kernel's own retries come too late
+KNOCK_S = 1.0  # for a Pi that has not answered to say that it is there again
 FILE_S = 30.0
+STOP_S = 30.0  # a card may take long over its last sync
 WARM_S = 60.0  # an idle connection is kept this long; the Pi closes it after 75
 MARKER_PROBE = 1000  # number of the exchange that is the marker's own call, beside those of its burst
 
@@ -48,11 +51,12 @@ class About(Struct, frozen=True):
 
 
 class Standing(Struct, frozen=True):
-    """Where a recording on the Pi stands."""
+    """Where a recording on the Pi stands; digest: over all its chunks, once it is stopped."""
 
     session_id: str
     rows: int
     state: str = "stopped"
+    digest: str | None = None
     last_seq: int = -1
     durable_seq: int = -1
     last_chunk_index: int = -1
@@ -111,7 +115,7 @@ class Pi:
 
     def open(self) -> None:
         """To be called in the loop that will make the calls."""
-        timeout = aiohttp.ClientTimeout(total=CALL_S)
+        timeout = aiohttp.ClientTimeout(total=CALL_S, sock_connect=CONNECT_S)
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(self._leaves)
         self._http = aiohttp.ClientSession(timeout=timeout)
@@ -132,28 +136,53 @@ class Pi:
         self.machine_id = about.machine_id
         return about
 
-    async def start(self, session_id: str, mission: str, roll_interval_s: float) -> None:
+    async def knock(self) -> None:
+        """See whether the Pi answers at all, without waiting long.
+
+        Raises:
+            PiError: it does not.
+        """
+        await self._get("/health", timeout=aiohttp.ClientTimeout(total=KNOCK_S))
+
+    async def start(self, session_id: str, mission: str, roll_interval_s: float, holder: str) -> None:
         """Start the recording with this id; again, if it is the one that is recording."""
-        wanted = {"session_id": session_id, "mission": mission, "roll_interval_s": roll_interval_s}
+        wanted = {
+            "session_id": session_id,
+            "mission": mission,
+            "roll_interval_s": roll_interval_s,
+            "holder": holder,
+        }
         await self._call("POST", "/record/start", dict[str, Any], json=wanted)
 
-    async def stop(self, session_id: str) -> Standing:
-        return await self._call("POST", "/record/stop", Standing, json={"session_id": session_id})
+    async def stop(self, session_id: str, holder: str) -> None:
+        wanted = {"session_id": session_id, "holder": holder}
+        timeout = aiohttp.ClientTimeout(total=STOP_S, sock_connect=CONNECT_S)
+        await self._call("POST", "/record/stop", Standing, json=wanted, timeout=timeout)
 
-    async def standing(self, session_id: str) -> Standing:
-        return await self._call("GET", "/record/status", Standing, params={"session_id": session_id})
+    async def standing(self, session_id: str, holder: str | None = None) -> Standing:
+        """Where a recording stands; to its holder it shows that he is alive."""
+        asked = {"session_id": session_id} | ({"holder": holder} if holder else {})
+        return await self._call("GET", "/record/status", Standing, params=asked)
 
     async def chunks(self, session_id: str, after: int) -> list[Chunk]:
         """The sealed chunks with an index above *after*."""
         params = {"session_id": session_id, "after": str(after)}
         return await self._call("GET", "/record/snapshots", list[Chunk], params=params)
 
-    async def file(self, session_id: str, name: str, first: int = 0) -> bytes:
-        """A file of a recording from byte *first* on, as much as will not change any more."""
+    async def file(self, session_id: str, name: str, first: int = 0, sha256: str | None = None) -> bytes:
+        """A file of a recording from byte *first* on, as much as will not change any more.
+
+        Args:
+            sha256: the range is wanted of this very file only.
+        """
         headers = {"Range": f"bytes={first}-"} if first else {}
-        timeout = aiohttp.ClientTimeout(total=FILE_S, sock_read=CALL_S)
+        if first and sha256:
+            headers["If-Range"] = f'"{sha256}"'
+        timeout = aiohttp.ClientTimeout(total=FILE_S, sock_connect=CONNECT_S, sock_read=CALL_S)
         try:
-            return await self._get(f"/files/{session_id}/{name}", headers=headers, timeout=timeout)
+            return await self._get(
+                f"/files/{session_id}/{name}", first=first, headers=headers, timeout=timeout
+            )
         except PiError as error:
             if error.status == 416:
                 return b""
@@ -207,8 +236,9 @@ class Pi:
             raise PiError(f"{self.url}{path} answered something else: {error}") from None
 
     async def _get(
-        self, path: str, method: str = "GET", timing: _Timing | None = None, **options: Any
+        self, path: str, method: str = "GET", timing: _Timing | None = None, first: int = 0, **options: Any
     ) -> bytes:
+        """The body of the answer, from byte *first* on if it is a range or can be made one."""
         http = self._http if timing is None else self._timed_http
         try:
             async with http.request(method, self.url + path, trace_request_ctx=timing, **options) as response:
@@ -219,7 +249,7 @@ class Pi:
             raise PiError(f"cannot reach the Pi at {self.url}: {_reason(error)}") from None
         if response.status not in (200, 206):
             raise PiError(_detail(content) or f"{path} answered {response.status}", response.status)
-        return content
+        return content[first:] if response.status == 200 else content
 
     async def _leaves(
         self,

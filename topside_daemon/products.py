@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from common.chunkstore import sealed_chunks
+from common.disk import Disk
 from common.files import fsync_folder, read_json, read_lines, replace
 from common.messages import Epoch, Exchange, Marker
 from common.recording import StreamRecord
@@ -46,7 +47,7 @@ class SessionRecord(Struct):
     fusion: Settings = Settings()
 
 
-async def produce(folder: Path, session: SessionRecord, stamped: str) -> dict[str, Any]:
+async def produce(folder: Path, session: SessionRecord, stamped: str, disk: Disk) -> dict[str, Any]:
     """Write `session.csv` of both streams, `unified_session.csv` and `sync_metadata.json`.
 
     Fusion runs in a process of its own, the same command a user would type, so that it cannot
@@ -54,14 +55,15 @@ async def produce(folder: Path, session: SessionRecord, stamped: str) -> dict[st
 
     Args:
         stamped: the time of writing, ISO 8601, for the metadata.
+        disk: whose thread may be kept busy for a while.
 
     Raises:
         RuntimeError: fusion failed; the message is its own line.
     """
     for stream in _streams(folder).values():
-        await asyncio.to_thread(combine, stream)
+        await disk.do(combine, stream)
     report = await fuse(folder)
-    await asyncio.to_thread(_write_metadata, folder, session, report, stamped)
+    await disk.do(_write_metadata, folder, session, report, stamped)
     return report
 
 

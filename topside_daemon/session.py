@@ -7,6 +7,7 @@ this process or the next one. Killing the daemon never ends a session.
 import asyncio
 import logging
 import re
+import socket
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from msgspec import structs
 
 from common.clock import ClockChange, begin_epoch
 from common.disk import Disk
-from common.files import Lines, make_folder, read_json, replace
+from common.files import Lines, make_folder, read_json, replace, why
 from common.messages import Event, Reading, to_json
 from common.recorder import Recorder
 from common.recording import StreamRecord
@@ -27,7 +28,7 @@ from topside_daemon.beat import Beat
 from topside_daemon.deck import Deck, View
 from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.markers import Marked, MarkerWriter
-from topside_daemon.mirror import Mirror
+from topside_daemon.mirror import Incomplete, Mirror
 from topside_daemon.ordering import Ordering
 from topside_daemon.pi import PiError
 from topside_daemon.products import SessionRecord, produce
@@ -35,7 +36,9 @@ from topside_daemon.products import SessionRecord, produce
 log = logging.getLogger(__name__)
 
 PULL_S = 1.0  # between pulls that nothing hastens
-RETRY_S = 2.0  # between attempts to reach a Pi that does not answer
+RETRY_S = 0.5  # between knocks at a Pi that does not answer, and attempts at a disk that refuses
+REFUSED_S = 2.0  # between attempts at a Pi that answers, but refuses
+INCOMPLETE_MAX_S = 60.0  # longest between attempts to get what the Pi does not give
 BREATH_S = 0.2  # shortest time between two pulls, however often the bus wakes us
 MARK_S = 15.0  # the STOP marker may take this long on a bad link or disk
 STOP_S = 60.0  # how long `stop` waits for the agreement before it answers without
@@ -53,6 +56,7 @@ class Session:
         self.events: Counter[str] = Counter()
         self.pi_trouble = ""
         self._lost_by_pi = False
+        self.holder = f"{socket.gethostname()}, session {record.sync_id[:8]}"
         self.report: dict[str, Any] | None = None
         self._deck = deck
         self._view = view
@@ -64,7 +68,9 @@ class Session:
         self.mirror: Mirror | None = None
         if deck.pi is not None and record.inwater:
             in_water = folder / f"in-water_{record.session_id}"
-            self.mirror = Mirror(deck.pi, record.session_id, in_water, self._from_files, self.note)
+            self.mirror = Mirror(
+                deck.pi, record.session_id, in_water, self._from_files, self.note, self.holder
+            )
         self.ordering = Ordering(0, self._deliver)
 
     @classmethod
@@ -85,7 +91,8 @@ class Session:
         )
         folder = Path(deck.config.data) / slug(mission) / f"session_{stamp}"
         session = cls(folder, record, deck, view)
-        await asyncio.to_thread(make_folder, folder)
+        await session._disk.do(deck.unfinished.add, str(folder.relative_to(deck.config.data)))
+        await session._disk.do(make_folder, folder)
         await session._open()
         return session
 
@@ -161,9 +168,27 @@ class Session:
                 self.record.stopped_at = format_utc(self._deck.clock.utc_ns())
                 await self._enter("stopping", "")
             if self.recorder is not None:
-                await self.recorder.stop()
+                await self._stop_surface(self.recorder)
                 self._deck.announcer.recorder = None
         await self._settle()
+        await self._close()
+
+    async def _stop_surface(self, recorder: Recorder) -> None:
+        while True:
+            try:
+                return await recorder.stop()
+            except OSError:  # it has said so itself; its readings are kept in memory
+                await asyncio.sleep(RETRY_S)
+
+    async def _close(self) -> None:
+        try:
+            if self.mirror is not None:
+                await self.mirror.close()
+            if self.record.state == "complete":
+                name = str(self.folder.relative_to(self._deck.config.data))
+                await self._disk.do(self._deck.unfinished.remove, name)
+        except OSError as error:  # both are found out again from the files
+            log.warning("%s: %s", self.folder, why(error))
         self.markers.close()
         await self._disk.do(self._event_file.close)
         self._disk.close()
@@ -199,6 +224,7 @@ class Session:
             return
         while not self._stop_asked.is_set():
             try:
+                await self._knock()
                 await self._start_inwater()
                 standing = await self.mirror.pull()
                 self._view.know_sensor(True, self.mirror.sensor)
@@ -209,19 +235,26 @@ class Session:
                 self._pi_is("stopped by somebody else" if standing.state == "stopped" else "")
             except PiError as error:
                 self._pi_is(str(error))
-            await self._pause(RETRY_S if self.pi_trouble else PULL_S)
+                await self._pause(RETRY_S if error.status is None else REFUSED_S)
+            else:
+                await self._pause(PULL_S)
+
+    async def _knock(self) -> None:
+        """A Pi that did not answer is asked for something small first: it may take a while to be there."""
+        if self.pi_trouble and self._deck.pi is not None:
+            await self._deck.pi.knock()
 
     async def _start_inwater(self) -> None:
         if not self.record.inwater_started:
             assert self._deck.pi is not None
             roll_s = self._deck.config.recording.roll_interval_s
-            await self._deck.pi.start(self.record.session_id, self.record.mission, roll_s)
+            await self._deck.pi.start(self.record.session_id, self.record.mission, roll_s, self.holder)
             self.record.inwater_started = True
             await self._save()
 
     def _pi_is(self, trouble: str) -> None:
-        if trouble != self.pi_trouble:
-            self.pi_trouble = trouble
+        before, self.pi_trouble = self.pi_trouble, trouble
+        if bool(before) != bool(trouble):
             self.note("pi_trouble" if trouble else "pi_recovered", trouble or "the Pi answers again")
 
     async def _pause(self, seconds: float) -> None:
@@ -236,9 +269,10 @@ class Session:
 
     async def _settle(self) -> None:
         """Agree with the Pi on what was recorded; fuse what is here meanwhile, and all of it in the end."""
-        fused_without = False
+        fused_without, wait_s = self.record.state in ("incomplete", "partial"), RETRY_S
         while True:
             try:
+                await self._knock()
                 await self._close_inwater()
                 break
             except PiError as error:
@@ -246,7 +280,10 @@ class Session:
                 if not fused_without:
                     await self._fuse("incomplete", f"the in-water record is not all here: {error}")
                     fused_without = True
-                await self._pause(RETRY_S)
+                self.record.detail = f"the in-water record is not all here: {error}"
+                answers = isinstance(error, Incomplete) or error.status is not None
+                wait_s = min(2 * wait_s, INCOMPLETE_MAX_S) if answers else RETRY_S
+                await self._pause(wait_s)
         trouble = self.pi_trouble
         if self._lost_by_pi:
             await self._fuse("partial", "the Pi has lost this session: what had been copied is all there is")
@@ -257,7 +294,7 @@ class Session:
             await self._fuse("complete", "")
 
     async def _close_inwater(self) -> None:
-        """Stop the Pi and fetch all it has.
+        """Stop the Pi, fetch all it has, and prove that it is all here.
 
         Raises:
             PiError: not yet possible.
@@ -267,7 +304,7 @@ class Session:
         if self.mirror is None or self._deck.pi is None:
             raise PiError("no Pi is configured: start this daemon with --pi to complete the session")
         try:
-            await self._deck.pi.stop(self.record.session_id)
+            await self._deck.pi.stop(self.record.session_id, self.holder)
         except PiError as error:
             if error.status == 404:  # it never heard of this session, or has lost its record
                 self._lost_by_pi = self.record.inwater_started
@@ -277,14 +314,13 @@ class Session:
         self.record.inwater_started = True
         standing = await self.mirror.pull()
         await self.mirror.pull_side_files()
-        if not self.mirror.complete(standing):
-            raise PiError(f"{self.mirror.rows} of {standing.rows} rows are here")
+        await self.mirror.prove(standing)
 
     async def _fuse(self, state: str, detail: str) -> None:
         final = structs.replace(self.record, state=state, detail=detail)
         stamped = format_utc(self._deck.clock.utc_ns())
         try:
-            self.report = await produce(self.folder, final, stamped)
+            self.report = await produce(self.folder, final, stamped, self._disk)
         except (RuntimeError, OSError) as error:
             self.note("fusion_failed", str(error))
             detail = f"{detail}; fusion failed: {error}".removeprefix("; ")
@@ -318,7 +354,7 @@ class Session:
             try:
                 await self._disk.do(replace, self.folder / "session.json", content)
             except OSError as error:
-                log.error("%s is out of date: %s", self.folder / "session.json", error.strerror)
+                log.error("%s is out of date: %s", self.folder / "session.json", why(error))
 
     def note(self, kind: str, detail: str, count: int = 1) -> None:
         """One line into the session's events.jsonl."""
@@ -332,7 +368,7 @@ class Session:
         try:
             self._event_file.append(event)
         except OSError as error:
-            log.error("the event is only here: %s", error.strerror)
+            log.error("the event is only here: %s", why(error))
 
     def from_bus(self, reading: Reading) -> None:
         """A live reading of this session."""

@@ -10,6 +10,8 @@ def session_text(session: dict[str, Any]) -> str:
     lines.append(f"surface   {_record(session, 'surface')}")
     if session["surface_storage"]:
         lines.append(f"storage   {session['surface_storage']}: surface readings wait in memory")
+    if session["events"]:
+        lines.append(f"events    {counted(session['events'])}")
     report = session["report"]
     if report is not None:
         lines.append(f"fused     {report['rows']} rows, {report['paired']} pairs, {report['gaps']} gaps")
@@ -21,6 +23,12 @@ def session_text(session: dict[str, Any]) -> str:
     if session["detail"]:
         lines.append(f"note      {session['detail']}")
     return "\n".join(lines)
+
+
+def counted(events: dict[str, int]) -> str:
+    """How often what happened, the most frequent first."""
+    by_count = sorted(events.items(), key=lambda one: (-one[1], one[0]))
+    return ", ".join(kind.replace("_", " ") + (f" {n}" if n > 1 else "") for kind, n in by_count)
 
 
 def _record(session: dict[str, Any], role: str) -> str:
