@@ -7,7 +7,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from common.messages import to_json
 
 T = TypeVar("T")
 
+DAEMON_LEVELS = 3  # a stream folder lies this deep, at most, in the data folder that a daemon holds
 NEW = ".new"  # suffix of what a replacement was writing when it was cut short
 
 _CURES = {
@@ -224,13 +225,31 @@ class FolderLock:
         OSError: there is no such folder.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shared: bool = False) -> None:
+        """*shared*: others may hold it so too."""
         self._fd = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._fd)
             raise FolderInUse(f"{folder} is in use by another process: stop that one first") from None
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+@contextmanager
+def away_from_daemons(folder: Path) -> Iterator[None]:
+    """Hold *folder* while no daemon has it, nor a data folder that it lies in.
+
+    Raises:
+        FolderInUse: one has.
+        OSError: there is no such folder.
+    """
+    place = folder.resolve()
+    with ExitStack() as stack:
+        stack.callback(FolderLock(place).close)
+        for above in place.parents[:DAEMON_LEVELS]:
+            with suppress(PermissionError):
+                stack.callback(FolderLock(above, shared=True).close)
+        yield

@@ -7,17 +7,15 @@ looking, and tells what a sealed chunk was. Damage is set aside and told, never 
 import hashlib
 import os
 import re
-from contextlib import ExitStack
 from pathlib import Path
 
 from msgspec import Struct
 
-from common.files import NEW, FolderLock, fsync_folder, replace, set_aside
+from common.files import NEW, away_from_daemons, fsync_folder, replace, set_aside
 from common.manifest import MANIFEST, Manifest, read_manifest
 from common.messages import Chunk, Reading, to_json
 from common.rows import HEADER, RowError, check_row, decode_row
 
-DAEMON_LEVELS = 3  # a stream folder lies this deep, at most, in the data folder that a daemon holds
 CHUNK_NAME = re.compile(r"chunk_(\d{5,})\.(csv|tmp)")
 HEAD = HEADER.encode("ascii") + b"\r\n"
 
@@ -158,10 +156,7 @@ def mend(folder: Path) -> Verdict:
     Raises:
         FolderInUse: a daemon has it, or the data folder it is in.
     """
-    place = folder.resolve()
-    with ExitStack() as stack:
-        for held in (place, *place.parents[:DAEMON_LEVELS]):
-            stack.callback(FolderLock(held).close)
+    with away_from_daemons(folder):
         mended = recover(folder)
         found = verify(folder)
         before = read_manifest(folder)

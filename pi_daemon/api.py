@@ -52,6 +52,10 @@ class SessionRequest(Struct):
     force: bool = False
 
 
+class SessionsQuery(Struct):
+    most: Annotated[int, Meta(ge=1, le=10_000)] = 100
+
+
 class SnapshotsQuery(Struct):
     """after is ours: only chunks with a higher index."""
 
@@ -114,6 +118,7 @@ class Api:
         site.post("/record/stop", self.record_stop)
         site.get("/record/status", self.record_status)
         site.get("/record/snapshots", self.record_snapshots)
+        site.get("/record/sessions", self.record_sessions)
         site.post("/record/sync-marker", self.sync_marker)
         site.get("/files/{session_id}/{name}", self.file)
         site.get("/metrics", self.metrics)
@@ -237,6 +242,24 @@ class Api:
         wanted = query(request, SnapshotsQuery)
         state = await self._sessions.find(wanted.session_id)
         return answer([chunk for chunk in state.chunks if chunk.index > wanted.after])
+
+    async def record_sessions(self, request: web.Request) -> web.Response:
+        """Which recordings there are, the newest first."""
+        records = await self._sessions.listed(query(request, SessionsQuery).most)
+        return answer(
+            [
+                {
+                    "session_id": record.session_id,
+                    "mission": record.mission,
+                    "started_at": record.started_at,
+                    "stopped_at": record.stopped_at,
+                    "state": record.state,
+                    "sensor_id": record.sensor_id,
+                    "holder": record.holder,
+                }
+                for record in records
+            ]
+        )
 
     async def sync_marker(self, request: web.Request) -> web.Response:
         received = self._clock.stamp()

@@ -287,6 +287,10 @@ class Sessions:
         await self.find(session_id)
         raise Refused(400, f"session {session_id} is not recording")
 
+    async def listed(self, most: int) -> list[StreamRecord]:
+        """The newest recordings, open or stopped, at most so many."""
+        return await self._disk.do(_newest, self.folder, most)
+
     async def find(self, session_id: str) -> SessionState:
         """Any recording, by id.
 
@@ -316,6 +320,16 @@ def _state_of(recorder: Recorder) -> SessionState:
         trouble=recorder.trouble,
         dropped=recorder.dropped,
     )
+
+
+def _newest(data: Path, most: int) -> list[StreamRecord]:
+    folders = [folder for folder in data.iterdir() if SESSION_ID.fullmatch(folder.name)]
+    records: list[StreamRecord] = []
+    for folder in sorted(folders, key=lambda one: one.stat().st_mtime_ns, reverse=True)[:most]:
+        with suppress(ValueError):  # damaged: asked for by its id, it says so
+            record = read_json(folder / "session.json", StreamRecord)
+            records += [record] if record is not None else []
+    return records
 
 
 def _load(folder: Path) -> SessionState | None:

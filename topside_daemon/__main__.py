@@ -12,6 +12,7 @@ from common.service import EXIT_LOSS, serve
 from topside_daemon.config import Config
 from topside_daemon.daemon import Daemon
 from topside_daemon.demo import add_demo_flags, demo
+from topside_daemon.pull import add_pull_flags, pull
 from topside_daemon.words import session_text, status_text
 
 CALL_S = 90.0  # longer than the daemon waits for the Pi at a stop
@@ -53,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--mission", default="mission", help="what the folder will be called")
         if name == "mark":
             command.add_argument("label", help="what happened")
+    text = "complete and prove the copy of one recording of the Pi"
+    add_pull_flags(commands.add_parser("pull", help=text, description=text))
     add_demo_flags(commands.add_parser("demo", help="both daemons and two simulated sensors in one go"))
     return top
 
@@ -61,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.command == "demo":
         return demo(options)
+    if options.command == "pull":
+        return pull(options)
     if options.command is not None:
         return asyncio.run(_talk(options))
     overrides = {
