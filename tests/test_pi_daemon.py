@@ -280,6 +280,49 @@ def test_the_anchor_of_a_recording_says_how_good_it_is(pi: PiDaemon) -> None:
     assert epoch["boot_id"] == SystemClock().boot_id
 
 
+def test_a_recording_is_its_holders(pi: PiDaemon) -> None:
+    """Whoever else stops it, or starts another, is told who holds it; all may mark; force ends it."""
+    session = start(pi, holder="deck, session 1")
+    status, said = pi.post("/record/stop", {"session_id": session})
+    assert (status, "held by deck, session 1" in said["detail"]) == (409, True)
+    assert "held by deck, session 1" in pi.post("/record/start", {"holder": "other"})[1]["detail"]
+    marker = {"session_id": session, "sync_id": SYNC_ID, "marker_type": "START"}
+    assert pi.post("/record/sync-marker", marker)[1]["status"] == "injected"
+    assert pi.get(f"/record/status?session_id={session}")[1]["holder"] == "deck, session 1"
+    assert pi.post("/record/stop", {"session_id": session, "holder": "other", "force": True})[0] == 200
+    events = [json.loads(line) for line in (pi.data / session / "events.jsonl").read_text().splitlines()]
+    assert [event["detail"] for event in events if event["kind"] == "taken_over"] == [
+        "held by deck, session 1, now by other"
+    ]
+
+
+def test_a_chunk_that_is_another_one_is_not_given(pi: PiDaemon) -> None:
+    """A sealed chunk's tag is its hash: with another one a range is ignored and a match fails."""
+    session = start(pi, roll_interval_s=1)
+    pi.wait_for(lambda: bool(pi.get(f"/record/snapshots?session_id={session}")[1]))
+    (chunk, *_) = pi.get(f"/record/snapshots?session_id={session}")[1]
+    path, tag = f"/files/{session}/{chunk['name']}", f'"{chunk["sha256"]}"'
+    whole = pi.raw(path)[1]
+    assert pi.raw(path, **{"Range": "bytes=9-", "If-Range": tag}) == (206, whole[9:])
+    assert pi.raw(path, **{"Range": "bytes=9-", "If-Range": '"other"'}) == (200, whole)
+    assert pi.raw(path, **{"If-Match": tag}) == (200, whole)
+    assert pi.raw(path, **{"If-Match": '"other"'})[0] == 412
+    manifest = json.loads(pi.raw(f"/files/{session}/manifest.json")[1])
+    listed = pi.get(f"/record/snapshots?session_id={session}")[1]
+    assert manifest["chunks"] == listed[: len(manifest["chunks"])] and manifest["chunks"]
+
+
+def test_it_counts_what_happens(pi: PiDaemon) -> None:
+    """Metrics in Prometheus' format, and the same events in the status."""
+    session = start(pi)
+    pi.wait_for(lambda: grown(pi, session, 5))
+    text = pi.raw("/metrics")[1].decode()
+    assert "qsensor_recording 1" in text.splitlines() and "# TYPE qsensor_events_total counter" in text
+    for kind, count in pi.get("/status")[1]["events"].items():
+        assert f'qsensor_events_total{{kind="{kind}"}} {count}' in text.splitlines()
+    assert int(text.partition("\nqsensor_rows ")[2].split()[0]) >= 5
+
+
 def test_ctrl_c_ends_it_too(pi: PiDaemon) -> None:
     """SIGINT ends the daemon as SIGTERM does."""
     assert pi.process is not None

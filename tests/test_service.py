@@ -19,6 +19,7 @@ from common.service import (
     EXIT_SOFTWARE,
     ConfigError,
     DaemonConfig,
+    Pulse,
     Supervisor,
     load_config,
     notify,
@@ -263,6 +264,23 @@ def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     """Started by hand, telling is no error."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notify("READY=1")
+
+
+def test_a_pulse_beats_while_every_part_moves(caplog: pytest.LogCaptureFixture) -> None:
+    """A part that stands still, and no other, is named once; one that has no work is not waited for."""
+    turns: dict[str, int | None] = {"reader": 1, "writer": None}
+    pulse = Pulse({name: lambda name=name: turns[name] for name in turns})  # type: ignore[misc]
+    assert pulse.beats()
+    turns |= {"reader": 2, "writer": 7}
+    assert pulse.beats()
+    turns["reader"] = 3
+    assert not pulse.beats() and not pulse.beats()
+    assert [record.getMessage() for record in caplog.records] == [
+        "no progress: writer",
+        "no progress: reader, writer",
+    ]
+    turns |= {"reader": 4, "writer": 8}
+    assert pulse.beats()
 
 
 async def test_the_watchdog_is_fed_only_while_work_progresses(
