@@ -8,6 +8,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
+from uuid import uuid4
 
 from aiohttp import web
 from msgspec import Meta, Struct
@@ -101,7 +102,12 @@ class Api:
         self._clock = clock
         self._downloads = Downloads(sessions.folder)
         self._measure = measure
-        self._lasting = {"time_port": time_port, "bus_port": bus_port, "machine_id": machine_id}
+        self._lasting = {
+            "time_port": time_port,
+            "bus_port": bus_port,
+            "machine_id": machine_id,
+            "run_id": str(uuid4()),
+        }
         self.site = site = Site()
         site.get("/", self.health)
         site.get("/health", self.health)

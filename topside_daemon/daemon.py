@@ -75,7 +75,7 @@ class Daemon:
             self._unfinished,
         )
         self._disk = Disk("sessions")
-        self._partial: dict[str, str] = {}  # session id to folder: the Pi may have their records after all
+        self._at_work: set[str] = set()  # the folders of the sessions that are not settled
         self._session: Session | None = None
         self._changing = asyncio.Lock()
         self._bus: PiBus | None = None
@@ -141,19 +141,26 @@ class Daemon:
             if record is None or record.state == "complete":
                 await self._disk.do(self._unfinished.remove, name)
             elif record.state == "partial":
-                self._partial[record.session_id] = name
+                continue  # until the Pi is found to have its record
             elif not await self._take_up(self._folder / name, record.state == "recording"):
                 later = self._take_up_later(self._folder / name, record.state == "recording")
                 self._supervisor.start("resume", later)
 
     async def _look_for_lost(self, pi: Pi) -> None:
         """Complete the sessions that had to end without a record which this Pi has after all."""
-        for session_id, name in list(self._partial.items()):
-            with suppress(PiError):
-                await pi.standing(session_id)
-                del self._partial[session_id]
-                log.info("the Pi has the record of %s: completing it", name)
-                await self._take_up(self._folder / name, recording=False)
+        for name in await self._disk.do(self._unfinished.names):
+            with suppress(PiError, ValueError, OSError):
+                record = await self._disk.do(read_json, self._folder / name / "session.json", SessionRecord)
+                if record is not None and record.state == "partial" and name not in self._at_work:
+                    await pi.standing(record.session_id)
+                    log.info("the Pi has the record of %s: completing it", name)
+                    await self._take_up(self._folder / name, recording=False)
+
+    async def _run(self, session: Session) -> None:
+        name = str(session.folder.relative_to(self._folder))
+        self._at_work.add(name)
+        await session.run()
+        self._at_work.discard(name)
 
     async def _take_up_later(self, folder: Path, recording: bool) -> None:
         """A disk that refuses now may be mended while we serve."""
@@ -176,7 +183,7 @@ class Daemon:
             return False
         if recording or self._session is None:
             self._session = session
-        self._supervisor.start(f"session {folder.name}", session.run())
+        self._supervisor.start(f"session {folder.name}", self._run(session))
         return True
 
     async def start(self, mission: str) -> dict[str, Any]:
@@ -189,7 +196,7 @@ class Daemon:
                 raise Refused(424, "neither a Pi nor a serial port is configured: give --pi or --serial")
             await self._know_pi()
             self._session = await Session.create(mission, self._deck, self._live)
-            self._supervisor.start(f"session {self._session.folder.name}", self._session.run())
+            self._supervisor.start(f"session {self._session.folder.name}", self._run(self._session))
             return self._describe(self._session)
 
     async def _know_pi(self) -> None:

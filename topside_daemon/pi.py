@@ -48,6 +48,7 @@ class About(Struct, frozen=True):
     time_port: int | None = None
     boot_id: str | None = None
     machine_id: str | None = None
+    run_id: str | None = None
 
 
 class Standing(Struct, frozen=True):

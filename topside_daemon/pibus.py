@@ -36,24 +36,24 @@ class PiBus:
         publisher: Publisher,
         take_reading: Callable[[ReadingFrame], bool],
         chunk_announced: Callable[[ChunkFrame], None],
-        new_boot: Callable[[Pi], Awaitable[None]],
+        found: Callable[[Pi], Awaitable[None]],
     ) -> None:
         """
         Args:
             take_reading: whether this one goes another way than the others.
-            new_boot: awaited when the Pi answers for the first time, and after each of its restarts.
+            found: awaited when the Pi answers for the first time, or again.
         """
         self._pi = pi
         self._clock = clock
         self._publisher = publisher
         self._take_reading = take_reading
         self._chunk_announced = chunk_announced
-        self._new_boot = new_boot
+        self._found = found
         self._state = f"{pi.url} has not answered yet"
         self._status: StatusFrame | None = None  # what the Pi said last
         self._subscriber: Subscriber | None = None
         self._port: int | None = None
-        self._boot_id: str | None = None
+        self._known: tuple[str | None, str | None] | None = None  # boot and run of the Pi that was found
         self._heard_ns = clock.mono_ns()  # when it said anything
         self._told_silent = False
         self._bad = 0  # frames since they were told of last
@@ -72,10 +72,11 @@ class PiBus:
     async def _find(self) -> bool:
         try:
             about = await self._pi.about()
-            if about.boot_id != self._boot_id:
-                await self._new_boot(self._pi)
-                self._boot_id = about.boot_id
+            if (about.boot_id, about.run_id) != self._known:
+                await self._found(self._pi)
+                self._known = (about.boot_id, about.run_id)
         except PiError as error:
+            self._known = None
             self._become(str(error))
             return False
         if about.bus_port is not None and about.bus_port != self._port:
