@@ -2,7 +2,8 @@
 # Another interpreter: make demo PYTHON=/path/to/python3.12
 
 # ARGS= is passed on: to the demo, to pytest, to the benchmark.
-.PHONY: demo test check bench-clock lock clean runtime dev
+campaigns := kill crash faults cuts markers chaos fuzz soak latency clocksteps netns cutoff
+.PHONY: demo test check bench-clock campaigns $(campaigns) lock clean runtime dev
 
 demo: runtime
 	@.venv/bin/python -m topside_daemon demo $(ARGS)
@@ -18,6 +19,14 @@ check: dev
 
 bench-clock: dev
 	@.venv/bin/python -m tests.bench.clock $(ARGS)
+
+# Long trials of what is promised; netns and parts of others need root, crash and faults need strace,
+# clocksteps needs libfaketime.
+$(campaigns): dev
+	@.venv/bin/python -m tests.campaigns.$@ $(ARGS)
+
+campaigns:
+	@for one in $(campaigns); do $(MAKE) --no-print-directory $$one || exit; done
 
 # $(error) and not a failing recipe: what is missing is one line on the terminal, not two.
 runtime dev:

@@ -42,7 +42,9 @@ class DiskRefuses(OSError):
 class Recorder:
     """Records one stream into one folder until stopped (for ever) or closed (to be resumed)."""
 
-    def __init__(self, folder: Path, record: StreamRecord, clock: Clock, listener: Listener) -> None:
+    def __init__(
+        self, folder: Path, record: StreamRecord, clock: Clock, listener: Listener, sync_s: float | None
+    ) -> None:
         """Not called directly: see `create` and `resume`."""
         self.folder = folder
         self.record = record
@@ -50,6 +52,7 @@ class Recorder:
         self._turns = 0
         self._clock = clock
         self._listener = listener
+        self._sync_s = sync_s
         self._disk, self._syncer = Disk("disk"), Disk("sync")
         self._reserve = Reserve(folder / RESERVE)
         self._insistence = Insistence(clock, self.note, self._reserve.release, "readings")
@@ -71,21 +74,28 @@ class Recorder:
         self._next_seq = 0
 
     @classmethod
-    async def create(cls, folder: Path, record: StreamRecord, clock: Clock, listener: Listener) -> "Recorder":
+    async def create(
+        cls, folder: Path, record: StreamRecord, clock: Clock, listener: Listener, sync_s: float | None = None
+    ) -> "Recorder":
         """Begin a new recording in *folder*.
+
+        Args:
+            sync_s: between syncs, None for the default.
 
         Raises:
             OSError: the disk refuses.
         """
         record.epochs = [begin_epoch(0, clock)]
-        recorder = cls(folder, record, clock, listener)
+        recorder = cls(folder, record, clock, listener, sync_s)
         await recorder._disk.do(make_folder, folder)
         await recorder._disk.do(recorder._save_record)  # first, so that a start cut short can be taken up
         await recorder._begin()
         return recorder
 
     @classmethod
-    async def resume(cls, folder: Path, clock: Clock, listener: Listener) -> "Recorder":
+    async def resume(
+        cls, folder: Path, clock: Clock, listener: Listener, sync_s: float | None = None
+    ) -> "Recorder":
         """Go on with the recording in *folder* after a restart of the daemon or of the machine.
 
         Raises:
@@ -95,7 +105,7 @@ class Recorder:
         record = await asyncio.to_thread(read_json, folder / "session.json", StreamRecord)
         if record is None or not record.epochs:
             raise ValueError(f"{folder}: no session.json, or one without its clock's epochs")
-        recorder = cls(folder, record, clock, listener)
+        recorder = cls(folder, record, clock, listener, sync_s)
         await recorder._begin()
         end = "had been killed" if recorder._store.verdict.unclean else "had ended in order"
         recorder.note("resumed", f"after seq {recorder._next_seq - 1}: the recording {end}")
@@ -296,7 +306,7 @@ class Recorder:
 
     async def _sync_all(self) -> None:
         """Sync when it is time, and at once for a marker; appending goes on meanwhile."""
-        due_s = self._loop.time() + SYNC_S
+        due_s = self._loop.time() + (self._sync_s or SYNC_S)
         while not self._closing:
             try:
                 async with asyncio.timeout_at(due_s):
@@ -304,7 +314,7 @@ class Recorder:
             except TimeoutError:
                 pass
             self._sync_now.clear()
-            due_s = self._loop.time() + SYNC_S
+            due_s = self._loop.time() + (self._sync_s or SYNC_S)
             self._wake.set()  # a chunk may be due to be rolled though nothing comes in
             async with self._syncing:
                 if not await self._commit():

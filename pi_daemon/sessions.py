@@ -158,7 +158,7 @@ class Sessions:
             if record is None or record.state != "recording":  # a start or a stop that was cut short
                 await self._disk.do(self._unfinished.remove, folder.name)
             else:
-                self._begin(await Recorder.resume(folder, self._clock, self._announcer))
+                self._begin(await self._resumed(folder))
         except ValueError as error:
             log.error("not resumed: %s", error)
         except OSError as error:
@@ -166,6 +166,10 @@ class Sessions:
             return False
         self._resume_trouble = ""
         return True
+
+    async def _resumed(self, folder: Path) -> Recorder:
+        sync_s = self._config.recording.sync_interval_s
+        return await Recorder.resume(folder, self._clock, self._announcer, sync_s)
 
     async def start(self, wish: Wish) -> StreamRecord:
         """Open a recording; asked again with the id that is already recording, answer that one.
@@ -183,11 +187,12 @@ class Sessions:
             session_id = wish.session_id or str(uuid4())
             folder = self.folder / session_id
             if not await self._is_new(folder):
-                self._begin(await Recorder.resume(folder, self._clock, self._announcer))
+                self._begin(await self._resumed(folder))
             else:
                 await self._disk.do(self._unfinished.add, session_id)
                 record = self._new_record(session_id, wish)
-                self._begin(await Recorder.create(folder, record, self._clock, self._announcer))
+                sync_s = self._config.recording.sync_interval_s
+                self._begin(await Recorder.create(folder, record, self._clock, self._announcer, sync_s))
             assert self._recorder is not None
             return self._recorder.record
 

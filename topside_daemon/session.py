@@ -132,10 +132,11 @@ class Session:
     async def _open_surface(self) -> None:
         """Resume the surface recording where a restart left it, or begin it."""
         deck, record = self._deck, self.record
+        sync_s = deck.config.recording.sync_interval_s
         folder = self.folder / f"surface_{record.session_id}"
         before = await asyncio.to_thread(read_json, folder / "session.json", StreamRecord)
         if before is not None and before.state == "recording":
-            self.recorder = await Recorder.resume(folder, deck.clock, deck.announcer)
+            self.recorder = await Recorder.resume(folder, deck.clock, deck.announcer, sync_s)
             if deck.instrument is not None:
                 deck.instrument.remember(self.recorder.record.sensor)
         elif before is None and record.state == "recording" and deck.instrument is not None:
@@ -148,7 +149,7 @@ class Session:
                 sensor_id=deck.instrument.sensor_id,
                 sensor=deck.instrument.describe(),
             )
-            self.recorder = await Recorder.create(folder, stream, deck.clock, deck.announcer)
+            self.recorder = await Recorder.create(folder, stream, deck.clock, deck.announcer, sync_s)
         if self.recorder is not None:
             deck.announcer.recorder = self.recorder
             self._view.know_sensor(False, self.recorder.record.sensor)
