@@ -32,6 +32,7 @@ from common.recovery import (
 
 __all__ = [
     "CHUNK_NAME",
+    "HEAD",
     "ROLL_BYTES",
     "ChunkStore",
     "Manifest",

@@ -6,6 +6,7 @@ threads of its own, because a card may take seconds to sync; the event loop only
 
 import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -13,9 +14,10 @@ import msgspec
 from common.chunkstore import ChunkStore, open_name
 from common.clock import Clock, begin_epoch
 from common.disk import Disk
-from common.files import Lines, Reserve, make_folder, read_json, read_lines, replace, why
+from common.files import Lines, Reserve, is_full, make_folder, read_json, replace, why
 from common.insistence import Insistence
 from common.instrument import Arrival, Instrument
+from common.markerbook import MarkerBook
 from common.messages import Chunk, Event, Marker, Reading, to_json
 from common.recording import Listener, OpenChunk, StreamRecord
 from common.recovery import last_reading
@@ -58,15 +60,13 @@ class Recorder:
         self._insistence = Insistence(clock, self.note, self._reserve.release, "readings")
         self._last_taken = -1
         self._waiting: list[Reading | Marker] = []
-        self._unsynced: list[Marker] = []  # among the rows, and not yet durable
+        self._book = MarkerBook(folder)
         self._events: list[Event] = []
         self._wake, self._sync_now = asyncio.Event(), asyncio.Event()
         self._appending, self._syncing = asyncio.Lock(), asyncio.Lock()  # the first within the second
         self._loop = asyncio.get_running_loop()
         self._closing = self._stopping = False
         self._ended = asyncio.Event()
-        self._markers: dict[tuple[str, str, int], Marker] = {}
-        self._marking: dict[tuple[str, str, int], asyncio.Future[Marker]] = {}
         self._record_changed = False
         self._overflow: int | None = None  # the first number that found no room in memory
         self._before: Reading | None = None  # the last one of the run before this one
@@ -112,7 +112,12 @@ class Recorder:
         return recorder
 
     async def _begin(self) -> None:
-        await self._disk.do(self._open)
+        try:
+            await self._disk.do(self._open)
+        except OSError as error:  # on a full disk, what was held back for the end lets it begin
+            if not is_full(error) or not await self._disk.do(self._reserve.release):
+                raise
+            await self._disk.do(self._open)
         events, self._events = self._events, []
         for event in events:
             self._listener.event(event)
@@ -121,18 +126,25 @@ class Recorder:
         record = self.record
         self._store = ChunkStore(self.folder, record.session_id, record.started_at, record.roll_interval_s)
         self._before = last_reading(self.folder, self._store.chunks)
-        markers = self.folder / "markers.jsonl"
-        self._markers = {marker.key: marker for marker in read_lines(markers, Marker)}
-        self._marker_file = Lines(markers)
+        self._book.load()
         self._event_file = Lines(self.folder / "events.jsonl")
         self._next_seq = max(self._store.last_seq + 1, record.next_seq)
         self._enter_epoch()
         for damage in self._store.verdict.damage:
             self._events.append(self._event("damage", damage))
+        self._complete_markers()
         self._event_file.append(*self._events, sync=True)
         record.next_seq, record.closed = self._next_seq, False
         self._save_record()
-        self._reserve.take()
+        with suppress(OSError):  # it is only for the end
+            self._reserve.take()
+
+    def _complete_markers(self) -> None:
+        missing = self._book.without_row(self._store.chunks)
+        if missing:
+            rows = [encode_marker_row(marker, self.record.sensor_id) for marker in missing]
+            self._store.append(rows, [], self._clock.mono_ns())
+            self._events.append(self._event("markers_completed", "their rows were missing", len(missing)))
 
     def _enter_epoch(self) -> None:
         last = self.record.epochs[-1]
@@ -200,19 +212,17 @@ class Recorder:
         Raises:
             RecordingEnded: it came too late.
         """
-        first = self._markers.get(marker.key)
+        first, pending = self._book.recorded(marker.key), self._book.waited_for(marker.key)
         if first is not None:
             return first, False
-        pending = self._marking.get(marker.key)
         if pending is not None:
             return await asyncio.shield(pending), False
         if self._closing:
             raise RecordingEnded(f"session {self.record.session_id} has ended")
-        written = self._marking[marker.key] = asyncio.get_running_loop().create_future()
         placed = msgspec.structs.replace(marker, epoch=self._epoch, after_seq=self._next_seq - 1)
-        self._waiting.append(placed)
-        self._wake.set()
-        return await asyncio.shield(written), True
+        answer = self._book.ask(placed)
+        self._sync_now.set()
+        return await asyncio.shield(answer), True
 
     def note(self, kind: str, detail: str, count: int = 1) -> None:
         """Write a line into events.jsonl and tell the listener."""
@@ -258,7 +268,7 @@ class Recorder:
         """Until all that has been taken by now is durable."""
         taken, deadline_ns = self._last_taken, self._clock.mono_ns() + round(CLOSE_S * 1e9)
         self._insistence.hurry()
-        while self.durable_seq < taken or self._marking:
+        while self.durable_seq < taken or not self._book.idle:
             self._sync_now.set()
             if self.trouble and self._clock.mono_ns() > deadline_ns:
                 self._insistence.go_on()
@@ -300,7 +310,7 @@ class Recorder:
         if readings:
             self._listener.rows(readings)
         if len(readings) < len(batch):
-            self._unsynced += [row for row in batch if isinstance(row, Marker)]
+            self._book.written([row for row in batch if isinstance(row, Marker)])
             self._sync_now.set()
         return True
 
@@ -322,15 +332,17 @@ class Recorder:
 
     async def _commit(self) -> bool:
         """Make durable what has been appended; within `_syncing`."""
-        markers, self._unsynced = self._unsynced, []
-        if not await self._sync_rows() or not await self._insistence.do(
-            self._syncer, lambda: self._keep(markers)
-        ):
-            self._unsynced[:0] = markers
+        new = self._book.take_new()
+        if new and not await self._insistence.do(self._syncer, lambda: self._book.enter(new)):
+            self._book.put_back(new)
             return False
+        self._waiting += new
+        self._wake.set()
+        markers = self._book.take_written()
+        if not await self._sync_rows() or not await self._insistence.do(self._syncer, self._keep):
+            return False
+        self._book.answer(markers)
         for marker in markers:
-            self._markers[marker.key] = marker
-            self._marking.pop(marker.key).set_result(marker)
             self._listener.marker(marker)
         self._listener.durable()
         return True
@@ -345,9 +357,7 @@ class Recorder:
                 return await self._insistence.do(self._disk, lambda: again(self._clock.mono_ns()))
         return True
 
-    def _keep(self, markers: list[Marker]) -> None:
-        if markers:
-            self._marker_file.append(*markers, sync=True)
+    def _keep(self) -> None:
         if self._record_changed:
             self._record_changed = False
             self._save_record()
@@ -370,11 +380,14 @@ class Recorder:
             self._loop.call_soon_threadsafe(self._listener.sealed, chunk)
 
     async def _finish(self) -> None:
+        markers: list[Reading | Marker] = [row for row in self._waiting if isinstance(row, Marker)]
         self._give_up_waiting()
         self._tell_dropped()
+        if markers:
+            await self._append(markers)
         async with self._syncing:
             self.record.closed = await self._commit() and await self._insistence.do(self._disk, self._seal)
-        self._refuse_markers()
+        self._book.refuse(RecordingEnded(f"the disk did not take it in time: {self.trouble}"))
         if self._stopping:
             self.record.state = "stopped"
             self.record.stopped_at = format_utc(self._clock.utc_ns())
@@ -382,7 +395,7 @@ class Recorder:
         for work in (self._save_record, self._write_events):
             await self._insistence.do(self._disk, work)
         self._store.close()
-        self._marker_file.close()
+        self._book.close()
         self._event_file.close()
         self._disk.close()
         self._syncer.close()
@@ -396,10 +409,6 @@ class Recorder:
             self.note("readings_lost", lost, len(readings))
             log.error("readings lost, %s", lost)
         self._waiting.clear()
-
-    def _refuse_markers(self) -> None:
-        for written in self._marking.values():
-            written.set_exception(RecordingEnded(f"the disk did not take it in time: {self.trouble}"))
 
     @property
     def trouble(self) -> str:

@@ -14,7 +14,7 @@ from msgspec import Struct
 from common.files import NEW, away_from_daemons, fsync_folder, replace, set_aside
 from common.manifest import MANIFEST, Manifest, read_manifest
 from common.messages import Chunk, Reading, to_json
-from common.rows import HEADER, RowError, check_row, decode_row
+from common.rows import HEADER, MARKER_MODE, RowError, check_row, decode_row
 
 CHUNK_NAME = re.compile(r"chunk_(\d{5,})\.(csv|tmp)")
 HEAD = HEADER.encode("ascii") + b"\r\n"
@@ -107,6 +107,26 @@ def last_reading(folder: Path, chunks: list[Chunk]) -> Reading | None:
                 if reading is not None:
                     return reading
     return None
+
+
+def marker_rows(folder: Path, chunks: list[Chunk]) -> tuple[int, set[tuple[int, int]]]:
+    """The markers in the last chunks, by (epoch, mono_ns), and from which reading on these are all.
+
+    At least two chunks with readings are looked at, where there are so many; -1: all there are.
+    """
+    with_readings = [place for place, chunk in enumerate(chunks) if chunk.first_seq is not None]
+    first = with_readings[-2] if len(with_readings) > 1 else 0
+    found: set[tuple[int, int]] = set()
+    for chunk in chunks[first:]:
+        for line in (folder / chunk.name).read_bytes().splitlines():
+            try:
+                fields = check_row(line)
+                if fields[2].startswith(MARKER_MODE):
+                    found.add((int(fields[7]), int(fields[8])))
+            except ValueError:
+                continue
+    from_seq = chunks[first].first_seq if first else None
+    return -1 if from_seq is None else from_seq, found
 
 
 def recover(folder: Path) -> Verdict:

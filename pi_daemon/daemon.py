@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from itertools import count
 from pathlib import Path
 
 from common.announcer import Announcer
@@ -9,6 +10,7 @@ from common.bus import INWATER, Publisher
 from common.clock import Clock, ClockWatch, SkewedClock, SystemClock, machine_id
 from common.instrument import Arrival, Instrument
 from common.metrics import Metric, counts, stream_metrics
+from common.room import RoomWatch
 from common.service import ConfigError, Pulse, Supervisor, notify, split_address, take_folder, watchdog
 from pi_daemon.api import Api
 from pi_daemon.config import Config
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 
 TIME_PORT_ABOVE_HTTP = 2  # 9150 -> 9152
 STATUS_S = 1.0
+ROOM_S = 60  # between looks at the room on the disk
 
 
 class Daemon:
@@ -98,12 +101,14 @@ class Daemon:
             ) from None
 
     async def _tell_status(self) -> None:
-        clocks = ClockWatch(self._clock)
-        while True:
+        clocks, room = ClockWatch(self._clock), RoomWatch(self._sessions.folder)
+        for second in count():
             health = self._instrument.health()
             self._announcer.status(health.state, health.detail)
             for change in clocks.look():
                 self._note(change.kind, str(change), 1)
+            if second % ROOM_S == 0 and (news := await asyncio.to_thread(room.look)):
+                self._note(*news, 1)
             await asyncio.sleep(STATUS_S)
 
 

@@ -165,8 +165,8 @@ class Beat:
         self._wake.clear()
         return True
 
-    async def mark(self, kind: Kind, label: str | None) -> Marked:
-        """Write one marker on both sides.
+    async def mark(self, kind: Kind, label: str | None, alone: bool = False) -> Marked:
+        """Write one marker on both sides, or *alone* on this one.
 
         Raises:
             RecordingEnded: the session is being stopped, and this is not its STOP.
@@ -174,11 +174,12 @@ class Beat:
         async with self._lock:
             if self._stopping and kind != "STOP":
                 raise RecordingEnded("the session is being stopped")
-            return await self._write(kind, label)
+            return await self._write(kind, label, alone)
 
-    async def _write(self, kind: Kind, label: str | None) -> Marked:
+    async def _write(self, kind: Kind, label: str | None, alone: bool = False) -> Marked:
         session_id, probes = self._record.session_id, self._markers.probes
-        return await self._writer.mark(kind, self._pi, session_id, self._surface, probes, label)
+        pi = None if alone else self._pi
+        return await self._writer.mark(kind, pi, session_id, self._surface, probes, label)
 
     def pi_boot(self, boot_id: str) -> None:
         """The Pi has been heard in this boot: one that was not known has a clock to be learned anew."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from common.instrument import Arrival, Instrument
 from common.messages import ChunkFrame, Reading, ReadingFrame, StatusFrame
 from common.metrics import Metric, counts, gauge, stream_metrics
 from common.recorder import RecordingEnded
+from common.room import RoomWatch
 from common.service import Pulse, Supervisor, notify, take_folder, watchdog
 from common.unfinished import Unfinished
 from common.web import Refused
@@ -33,6 +35,7 @@ from topside_daemon.session import Session
 log = logging.getLogger(__name__)
 
 STATUS_S = 1.0
+ROOM_S = 60  # between looks at the room on the disk
 TICK_S = 0.1  # between looks at what the live fuser can settle
 KNOW_S = 0.5  # how long a start waits to learn which Pi it is
 RESUME_S = 2.0  # between attempts to go on with a session on a disk that refuses
@@ -305,8 +308,8 @@ class Daemon:
             self._session.chunk_announced()
 
     async def _tell_status(self) -> None:
-        clocks = ClockWatch(self._clock)
-        while True:
+        clocks, room = ClockWatch(self._clock), RoomWatch(self._folder)
+        for second in count():
             if self._instrument is not None:
                 health = self._instrument.health()
                 self._announcer.status(health.state, health.detail)
@@ -319,6 +322,8 @@ class Daemon:
                 log.info("%s: %s", change.kind, change)
                 if self._session is not None and not self._session.ended:
                     self._session.clock_changed(change)
+            if second % ROOM_S == 0 and (low := await asyncio.to_thread(room.look)):
+                self._tell(*low, 1)
             await asyncio.sleep(STATUS_S)
 
     def _tell(self, kind: str, detail: str, count: int) -> None:

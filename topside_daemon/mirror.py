@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from common.chunkstore import open_name, scan, sealed_chunks
+from common.chunkstore import HEAD, open_name, scan, sealed_chunks
 from common.disk import Disk
 from common.files import Appender, fsync_folder, make_folder, read_json, replace, set_aside, why
 from common.manifest import ManifestWriter, digest_of, read_manifest
@@ -230,19 +230,25 @@ class Mirror:
             return False
 
     async def _pull_sealed(self, chunk: Chunk) -> None:
+        try:
+            await self._fetch_sealed(chunk)
+        except PiError as error:
+            if error.status not in (404, 412):
+                raise  # else it is the Pi that has lost this chunk, not we that have lost the Pi
+        if _is(self._open.content, chunk):
+            await self._keep(chunk)
+        else:
+            await self._avoid(chunk)
+
+    async def _fetch_sealed(self, chunk: Chunk) -> None:
         await self._turn_to(chunk.index)
-        missing = chunk.size_bytes - len(self._open.content)
-        if missing > 0:
+        if len(self._open.content) < chunk.size_bytes:
             await self._fetch(chunk)
         if not _is(self._open.content, chunk):
             self._note("mirror_refetch", f"what is here of {chunk.name} is not the Pi's: all of it again", 1)
             await self._turn_to(-1)
             await self._turn_to(chunk.index)
             await self._fetch(chunk)
-        if _is(self._open.content, chunk):
-            await self._keep(chunk)
-        else:
-            await self._avoid(chunk)
 
     async def _keep(self, chunk: Chunk) -> None:
         try:
@@ -262,7 +268,8 @@ class Mirror:
         """The Pi gives something else than it has sealed: keep that beside, and ask again later and later."""
         content = self._open.content
         await self._turn_to(-1)
-        await self._disk.do(set_aside, self.folder / chunk.name, content, DAMAGED)
+        if content:
+            await self._disk.do(set_aside, self.folder / chunk.name, content, DAMAGED)
         _, waited_s = self._avoided.get(chunk.index, (0.0, AVOID_S / 2))
         if chunk.index not in self._avoided:
             readable = scan(content).rows
@@ -294,9 +301,13 @@ class Mirror:
         await self._disk.do(self._append, more)
         held = self._open
         held.content += more
-        end = held.content.rfind(b"\n") + 1
-        lines, held.told_bytes = held.content[held.told_bytes : end].splitlines(keepends=True), end
-        readings = [reading for line in lines if (reading := _decode(line)) is not None]
+        readings: list[Reading] = []
+        for line in held.content[held.told_bytes :].splitlines(keepends=True):
+            if not ((_is_row(line) and line.endswith(b"\n")) or line == HEAD):
+                break  # half a row, or one that the chunk's sha256 will find to be damaged
+            held.told_bytes += len(line)
+            if (reading := _decode(line)) is not None:
+                readings.append(reading)
         if readings:
             self._reach(readings[-1].seq)
             self._on_rows(readings)

@@ -275,7 +275,10 @@ class Pi:
         if about.time_port is not None:
             burst = await self._ask_udp(about.time_port, _numbered(blank, 0, probes))
         if all(exchange.status != "ok" for exchange in burst):
-            burst += [await self._ask_http(one) for one in _numbered(blank, probes, probes)]
+            for one in _numbered(blank, probes, probes):
+                burst.append(await self._ask_http(one))
+                if burst[-1].status != "ok":
+                    break  # each would take as long to fail
         return burst
 
     async def _ask_udp(self, port: int, blanks: list[Exchange]) -> list[Exchange]:

@@ -9,7 +9,6 @@ import logging
 import re
 import socket
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -40,7 +39,7 @@ RETRY_S = 0.5  # between knocks at a Pi that does not answer, and attempts at a 
 REFUSED_S = 2.0  # between attempts at a Pi that answers, but refuses
 INCOMPLETE_MAX_S = 60.0  # longest between attempts to get what the Pi does not give
 BREATH_S = 0.2  # shortest time between two pulls, however often the bus wakes us
-MARK_S = 15.0  # the STOP marker may take this long on a bad link or disk
+MARK_S = 12.0  # the STOP marker may take this long on a bad link or disk
 STOP_S = 60.0  # how long `stop` waits for the agreement before it answers without
 SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -163,9 +162,7 @@ class Session:
                 group.create_task(self._follow(), name="mirror")
                 group.create_task(self.beat.run(), name="markers")
                 await self._stop_asked.wait()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(MARK_S):
-                        await self.beat.mark("STOP", None)
+                await self._mark_stop()
                 self.record.stopped_at = format_utc(self._deck.clock.utc_ns())
                 await self._enter("stopping", "")
             if self.recorder is not None:
@@ -173,6 +170,14 @@ class Session:
                 self._deck.announcer.recorder = None
         await self._settle()
         await self._close()
+
+    async def _mark_stop(self) -> None:
+        try:
+            async with asyncio.timeout(MARK_S):
+                await self.beat.mark("STOP", None)
+        except TimeoutError:
+            self.note("stop_unmarked", "the Pi did not take the STOP marker in time")
+            await self.beat.mark("STOP", None, alone=True)
 
     async def _stop_surface(self, recorder: Recorder) -> None:
         while True:
@@ -273,7 +278,6 @@ class Session:
         fused_without, wait_s = self.record.state in ("incomplete", "partial"), RETRY_S
         while True:
             try:
-                await self._knock()
                 await self._close_inwater()
                 break
             except PiError as error:
@@ -304,6 +308,7 @@ class Session:
             return
         if self.mirror is None or self._deck.pi is None:
             raise PiError("no Pi is configured: start this daemon with --pi to complete the session")
+        await self._deck.pi.knock()
         try:
             await self._deck.pi.stop(self.record.session_id, self.holder)
         except PiError as error:

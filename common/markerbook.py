@@ -1,0 +1,101 @@
+"""The markers of one recording: each is entered in `markers.jsonl`, then written among the rows, then
+answered.
+
+In that order: asked for again after a kill in between, a marker is known, and only its row is made up for.
+"""
+
+import asyncio
+from pathlib import Path
+
+from common.files import Lines, read_lines
+from common.messages import Chunk, Marker
+from common.recovery import marker_rows
+
+FILE = "markers.jsonl"
+
+
+class MarkerBook:
+    """Which markers there are, and who waits for one. `load`, `enter`, `without_row`, `close` block."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._answered: dict[tuple[str, str, int], Marker] = {}
+        self._waited_for: dict[tuple[str, str, int], asyncio.Future[Marker]] = {}
+        self._new: list[Marker] = []
+        self._written: list[Marker] = []
+        self._file: Lines
+
+    def load(self) -> None:
+        """See what earlier runs have entered.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        entered = read_lines(self._folder / FILE, Marker)
+        self._answered = {marker.key: marker for marker in entered}
+        self._file = Lines(self._folder / FILE)
+
+    def without_row(self, chunks: list[Chunk]) -> list[Marker]:
+        """What a kill has left entered and not among the rows: it had just been asked for."""
+        from_seq, there = marker_rows(self._folder, chunks)
+        entered = self._answered.values()
+        return [one for one in entered if one.after_seq >= from_seq and (one.epoch, one.mono_ns) not in there]
+
+    def recorded(self, key: tuple[str, str, int]) -> Marker | None:
+        """The marker of that identity, if it is on the disk."""
+        return self._answered.get(key)
+
+    def waited_for(self, key: tuple[str, str, int]) -> "asyncio.Future[Marker] | None":
+        """The answer to come, if the marker has been asked for."""
+        return self._waited_for.get(key)
+
+    def ask(self, marker: Marker) -> "asyncio.Future[Marker]":
+        """Take a new one; the answer comes when it is on the disk."""
+        answer = self._waited_for[marker.key] = asyncio.get_running_loop().create_future()
+        self._new.append(marker)
+        return answer
+
+    @property
+    def idle(self) -> bool:
+        """Nobody waits for an answer."""
+        return not self._waited_for
+
+    def take_new(self) -> list[Marker]:
+        """Those that are to be entered next; the caller puts them back if that fails."""
+        new, self._new = self._new, []
+        return new
+
+    def put_back(self, new: list[Marker]) -> None:
+        self._new[:0] = new
+
+    def enter(self, new: list[Marker]) -> None:
+        """Into the file, and onto the disk.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._file.append(*new, sync=True)
+
+    def written(self, markers: list[Marker]) -> None:
+        """These are among the rows now, and not yet durable there."""
+        self._written += markers
+
+    def take_written(self) -> list[Marker]:
+        """Those whose rows the next sync makes durable."""
+        written, self._written = self._written, []
+        return written
+
+    def answer(self, markers: list[Marker]) -> None:
+        """These are durable."""
+        for marker in markers:
+            self._answered[marker.key] = marker
+            self._waited_for.pop(marker.key).set_result(marker)
+
+    def refuse(self, error: Exception) -> None:
+        """Whoever still waits will wait in vain."""
+        for answer in self._waited_for.values():
+            answer.set_exception(error)
+        self._waited_for.clear()
+
+    def close(self) -> None:
+        self._file.close()
