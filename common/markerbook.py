@@ -7,15 +7,15 @@ In that order: asked for again after a kill in between, a marker is known, and o
 import asyncio
 from pathlib import Path
 
-from common.files import Lines, read_lines
-from common.messages import Chunk, Marker
-from common.recovery import marker_rows
+from common.files import Lines, read_lines, replace
+from common.messages import Chunk, Marker, to_json
+from common.recovery import last_marker
 
 FILE = "markers.jsonl"
 
 
 class MarkerBook:
-    """Which markers there are, and who waits for one. `load`, `enter`, `without_row`, `close` block."""
+    """Which markers there are, and who waits for one; what touches the file blocks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -36,10 +36,24 @@ class MarkerBook:
         self._file = Lines(self._folder / FILE)
 
     def without_row(self, chunks: list[Chunk]) -> list[Marker]:
-        """What a kill has left entered and not among the rows: it had just been asked for."""
-        from_seq, there = marker_rows(self._folder, chunks)
-        entered = self._answered.values()
-        return [one for one in entered if one.after_seq >= from_seq and (one.epoch, one.mono_ns) not in there]
+        """What a kill has left entered and not among the rows: those behind the last one that is there."""
+        entered, last = list(self._answered.values()), last_marker(self._folder, chunks)
+        if last is None:
+            return entered
+        instants = [(one.epoch, one.mono_ns) for one in entered]
+        return entered[instants.index(last) + 1 :] if last in instants else []
+
+    def amend(self, markers: list[Marker]) -> None:
+        """Put these in the place of what was entered under their identities.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._answered |= {marker.key: marker for marker in markers}
+        content = b"".join(to_json(marker) + b"\n" for marker in self._answered.values())
+        self._file.close()
+        replace(self._folder / FILE, content)
+        self._file = Lines(self._folder / FILE)
 
     def recorded(self, key: tuple[str, str, int]) -> Marker | None:
         """The marker of that identity, if it is on the disk."""

@@ -54,7 +54,7 @@ class Recorder:
         self._turns = 0
         self._clock = clock
         self._listener = listener
-        self._sync_s = sync_s
+        self.sync_s = sync_s
         self._disk, self._syncer = Disk("disk"), Disk("sync")
         self._reserve = Reserve(folder / RESERVE)
         self._insistence = Insistence(clock, self.note, self._reserve.release, "readings")
@@ -62,12 +62,13 @@ class Recorder:
         self._waiting: list[Reading | Marker] = []
         self._book = MarkerBook(folder)
         self._events: list[Event] = []
+        self._events_written = False  # and not yet synced
         self._wake, self._sync_now = asyncio.Event(), asyncio.Event()
         self._appending, self._syncing = asyncio.Lock(), asyncio.Lock()  # the first within the second
         self._loop = asyncio.get_running_loop()
         self._closing = self._stopping = False
         self._ended = asyncio.Event()
-        self._record_changed = False
+        self._record_changed = self._resumes = False
         self._overflow: int | None = None  # the first number that found no room in memory
         self._before: Reading | None = None  # the last one of the run before this one
         self._epoch = 0
@@ -106,9 +107,8 @@ class Recorder:
         if record is None or not record.epochs:
             raise ValueError(f"{folder}: no session.json, or one without its clock's epochs")
         recorder = cls(folder, record, clock, listener, sync_s)
+        recorder._resumes = True
         await recorder._begin()
-        end = "had been killed" if recorder._store.verdict.unclean else "had ended in order"
-        recorder.note("resumed", f"after seq {recorder._next_seq - 1}: the recording {end}")
         return recorder
 
     async def _begin(self) -> None:
@@ -133,6 +133,10 @@ class Recorder:
         for damage in self._store.verdict.damage:
             self._events.append(self._event("damage", damage))
         self._complete_markers()
+        if self._resumes:
+            end = "had been killed" if self._store.verdict.unclean else "had ended in order"
+            resumed = f"after seq {self._next_seq - 1}: the recording {end}"
+            self._events.append(self._event("resumed", resumed))
         self._event_file.append(*self._events, sync=True)
         record.next_seq, record.closed = self._next_seq, False
         self._save_record()
@@ -140,8 +144,13 @@ class Recorder:
             self._reserve.take()
 
     def _complete_markers(self) -> None:
-        missing = self._book.without_row(self._store.chunks)
+        last_seq = self._store.last_seq  # beyond it, readings were lost with the row
+        missing = [
+            msgspec.structs.replace(marker, after_seq=min(marker.after_seq, last_seq))
+            for marker in self._book.without_row(self._store.chunks)
+        ]
         if missing:
+            self._book.amend(missing)
             rows = [encode_marker_row(marker, self.record.sensor_id) for marker in missing]
             self._store.append(rows, [], self._clock.mono_ns())
             self._events.append(self._event("markers_completed", "their rows were missing", len(missing)))
@@ -229,6 +238,7 @@ class Recorder:
         event = self._event(kind, detail, count)
         self._events.append(event)
         self._listener.event(event)
+        self._wake.set()
 
     def _event(self, kind: str, detail: str, count: int = 1) -> Event:
         now = self._clock.stamp()
@@ -291,6 +301,8 @@ class Recorder:
             self._wake.clear()
             self._turns += 1
             batch, self._waiting = self._waiting, []
+            if self._events:  # what they tell must not be lost while the rows behind it are kept
+                await self._insistence.do(self._disk, self._write_events)
             if batch and not await self._append(batch):
                 self._waiting[:0] = batch
                 break
@@ -316,7 +328,7 @@ class Recorder:
 
     async def _sync_all(self) -> None:
         """Sync when it is time, and at once for a marker; appending goes on meanwhile."""
-        due_s = self._loop.time() + (self._sync_s or SYNC_S)
+        due_s = self._loop.time() + (self.sync_s or SYNC_S)
         while not self._closing:
             try:
                 async with asyncio.timeout_at(due_s):
@@ -324,7 +336,7 @@ class Recorder:
             except TimeoutError:
                 pass
             self._sync_now.clear()
-            due_s = self._loop.time() + (self._sync_s or SYNC_S)
+            due_s = self._loop.time() + (self.sync_s or SYNC_S)
             self._wake.set()  # a chunk may be due to be rolled though nothing comes in
             async with self._syncing:
                 if not await self._commit():
@@ -361,13 +373,15 @@ class Recorder:
         if self._record_changed:
             self._record_changed = False
             self._save_record()
-        self._write_events()
+        if self._events_written:
+            self._events_written = False
+            self._event_file.append(sync=True)
 
     def _write_events(self) -> None:
         events = self._events[:]  # the loop may add to it meanwhile
-        if events:
-            self._event_file.append(*events, sync=True)
-            del self._events[: len(events)]
+        self._event_file.append(*events)
+        del self._events[: len(events)]
+        self._events_written = True
 
     async def _roll(self) -> bool:
         """Seal the open chunk."""
@@ -392,7 +406,7 @@ class Recorder:
             self.record.state = "stopped"
             self.record.stopped_at = format_utc(self._clock.utc_ns())
             await self._insistence.do(self._disk, self._reserve.release)
-        for work in (self._save_record, self._write_events):
+        for work in (self._save_record, self._write_events, self._keep):
             await self._insistence.do(self._disk, work)
         self._store.close()
         self._book.close()

@@ -109,24 +109,19 @@ def last_reading(folder: Path, chunks: list[Chunk]) -> Reading | None:
     return None
 
 
-def marker_rows(folder: Path, chunks: list[Chunk]) -> tuple[int, set[tuple[int, int]]]:
-    """The markers in the last chunks, by (epoch, mono_ns), and from which reading on these are all.
-
-    At least two chunks with readings are looked at, where there are so many; -1: all there are.
-    """
-    with_readings = [place for place, chunk in enumerate(chunks) if chunk.first_seq is not None]
-    first = with_readings[-2] if len(with_readings) > 1 else 0
-    found: set[tuple[int, int]] = set()
-    for chunk in chunks[first:]:
-        for line in (folder / chunk.name).read_bytes().splitlines():
+def last_marker(folder: Path, chunks: list[Chunk]) -> tuple[int, int] | None:
+    """Epoch and mono_ns of the last marker among the rows; None if there is none."""
+    for chunk in reversed(chunks):
+        if chunk.first_seq is not None and chunk.last_seq == chunk.first_seq + chunk.rows - 1:
+            continue  # readings only: the archive need not be read
+        for line in reversed((folder / chunk.name).read_bytes().splitlines()):
             try:
                 fields = check_row(line)
                 if fields[2].startswith(MARKER_MODE):
-                    found.add((int(fields[7]), int(fields[8])))
+                    return int(fields[7]), int(fields[8])
             except ValueError:
                 continue
-    from_seq = chunks[first].first_seq if first else None
-    return -1 if from_seq is None else from_seq, found
+    return None
 
 
 def recover(folder: Path) -> Verdict:

@@ -335,8 +335,8 @@ class Daemon:
 
     async def _tick(self) -> None:
         while True:
-            self._live.tick()
-            await asyncio.sleep(TICK_S)
+            more = self._live.tick()
+            await asyncio.sleep(0 if more else TICK_S)
 
 
 def _told_of(inwater: StatusFrame) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.fusion.timeline import SegmentState, Timeline
 
 AS_RECORDED = Settings()
+SLICE = 100  # readings fused in one go: catching up must not keep the loop from the next stamp
 RECENT = 200  # arrivals of each sensor from which the tolerance is learned
 NEWEST = 16  # bursts of the proof while a session runs: 5 ms of work in the loop that stamps
 LAG = 20  # in-water readings that may wait for a proof of their pairing
@@ -118,9 +119,9 @@ class Live(View):
         """The drift is changing, or not yet known: the clocks should be compared more often."""
         return self._timeline.unsettled_ns(UNSETTLED_AHEAD_S) > UNSETTLED_NS
 
-    def tick(self) -> None:
-        """Publish the rows that nothing still to come can change."""
-        self._release()
+    def tick(self) -> bool:
+        """Publish the rows that nothing still to come can change; True if more could be done at once."""
+        more = self._release()
         now_ns = self._clock.mono_ns() + self._anchor_ns
         until = [
             max(times[-1] if times else 0, now_ns - SILENCE_NS) if expected else now_ns
@@ -130,18 +131,22 @@ class Live(View):
             until[0] = min(until[0], self._recent[0][-1] if self._recent[0] else 0)
         for row in self._fuser.advance(until[0], until[1]):
             self._publish(row)
+        return more
 
-    def _release(self) -> None:
-        """Fuse held readings whose clock is known, or that have waited long enough without."""
+    def _release(self) -> bool:
+        """Fuse some held readings whose clock is known, or that have waited long enough without."""
         known = self._timeline.estimate() is not None
         oldest_ns = self._clock.mono_ns() - HOLD_NS
-        while self._held:
+        for _ in range(SLICE):
+            if not self._held:
+                return False
             taken_ns, reading = self._held[0]
             if not (known and reading.epoch in self._boots) and taken_ns > oldest_ns:
-                break
+                return False
             self._held.popleft()
             self._recent[0].append(self._timeline.inwater_time(reading).time_ns)
             self._fuser.push_inwater(reading)
+        return bool(self._held)
 
     def _publish(self, row: FusedRow) -> None:
         self.rows += 1

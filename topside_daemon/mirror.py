@@ -26,6 +26,7 @@ SIDE_FILES = ("session.json", "markers.jsonl", "events.jsonl")
 DAMAGED = ".damaged"  # suffix of a chunk as the Pi gave it, when that is not what it had sealed
 ASIDE = ".aside"  # suffix of a chunk that was here and is not the Pi's
 AVOID_S, AVOID_MAX_S = 2.0, 60.0  # before a chunk that came damaged is asked for again
+SLICE = 100  # rows told in one go: catching up must not keep the loop from the next stamp
 NAMED = 5  # of the chunks that are missing, so many are told by name
 
 
@@ -308,9 +309,16 @@ class Mirror:
             held.told_bytes += len(line)
             if (reading := _decode(line)) is not None:
                 readings.append(reading)
+            if len(readings) == SLICE:
+                await self._tell(readings)
+                readings = []
+        await self._tell(readings)
+
+    async def _tell(self, readings: list[Reading]) -> None:
         if readings:
             self._reach(readings[-1].seq)
             self._on_rows(readings)
+            await asyncio.sleep(0)
 
     def _append(self, more: bytes) -> None:
         """Write behind what is held, whatever an earlier try has left there."""

@@ -22,7 +22,11 @@ from topside_daemon.fusion.bursts import delay_ns, group_bursts, offset_ns, refu
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.tether import LinkMemory
 
-POLITELY = ["nice", "-n", "20"] if shutil.which("nice") else []  # the daemon asks for priority; this must not
+# Not to outlive the daemon, and not to have the priority that it asks for.
+POLITELY = [
+    *(["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []),
+    *(["nice", "-n", "20"] if shutil.which("nice") else []),
+]
 
 
 class SessionRecord(Struct):
