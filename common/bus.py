@@ -17,6 +17,8 @@ from common.service import ConfigError, split_address
 
 QUEUE_MESSAGES = 10_000  # a subscriber this far behind loses messages; files fill the gap
 MESSAGE_BYTES = 65_536  # the largest we send is a few hundred; a hostile frame may be gigabytes
+# Heartbeats are the publisher's: libzmq 4.3.5 ends the process of a subscriber that sends them while its
+# queue is full. What they ask of the subscriber, to give up a silent connection, they do all the same.
 HEARTBEAT_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 10_000  # longer than the cuts TCP repairs by itself: shorter ones lose more
 CONNECT_TIMEOUT_MS = 1_500  # or a cut leaves SYN retries that back off to half a minute
@@ -48,7 +50,9 @@ class Publisher:
         self._socket.set(zmq.SNDHWM, QUEUE_MESSAGES)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES)
-        _set_heartbeat(self._socket)
+        self._socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        self._socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        self._socket.set(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
@@ -145,7 +149,6 @@ def connect(
     socket.set(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    _set_heartbeat(socket)
     for topic in topics or [""]:
         socket.subscribe(topic.encode("utf-8"))
     try:
@@ -154,11 +157,6 @@ def connect(
         socket.close(linger=0)
         raise
     return socket
-
-
-def _set_heartbeat(socket: "zmq.Socket[bytes]") -> None:
-    socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
 
 
 def tap(address: str, topics: list[str]) -> int:

@@ -16,7 +16,7 @@ from common.messages import Marker, Reading
 from common.recorder import Recorder
 from common.service import Supervisor
 from pi_daemon.api import Api
-from pi_daemon.config import Config
+from pi_daemon.config import Config, Recording
 from pi_daemon.sessions import Sessions
 from tests.sim.clocks import SimClock
 from tests.sim.disk import content_of, full_after
@@ -33,7 +33,7 @@ class PiSide:
         self.folder = data / SESSION_ID
         self.url = f"http://127.0.0.1:{port}"
         self._address = f"127.0.0.1:{port}"
-        self._config = Config(data=str(data))
+        self._config = Config(data=str(data), recording=Recording(sync_interval_s=0.1))
         self._supervisor = Supervisor()
         self._publisher = Publisher("tcp://127.0.0.1:0")
         self._announcer = Announcer(self._publisher, INWATER, self.clock)
@@ -177,8 +177,8 @@ async def test_what_is_not_durable_is_not_copied(
     """Rows that a power cut could still take from the Pi stay there."""
     copy = await loaded(pi, tmp_path / "copy")
     await pi_side.record(3)
-    monkeypatch.setattr("common.recorder.SYNC_S", 3600)
-    await asyncio.sleep(0.1)  # the sync that was due before is over, the next one is far away
+    pi_side.recorder.sync_s = 3600
+    await asyncio.sleep(0.3)  # the sync that was due before is over, the next one is far away
     pi_side.sessions.take(arrival(pi_side.clock))
     await until(lambda: pi_side.recorder.last_seq == 3)
     await copy.pull()

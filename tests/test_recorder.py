@@ -247,8 +247,11 @@ async def test_a_marker_is_durable_when_it_is_answered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("earlier", [0, 3])
-async def test_a_marker_without_its_row_gets_it(tmp_path: Path, earlier: int) -> None:
+async def test_a_marker_without_its_row_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: int
+) -> None:
     """Killed between a marker's record and its row: the next run writes the row, with the first stamp."""
+    monkeypatch.setattr("common.recorder.SYNC_S", 0.05)
     clock, folder = SimClock(), tmp_path / "stream"
     async with at_work(await begin(folder, clock, Heard(folder))) as recorder:
         for number in range(earlier):
@@ -258,18 +261,22 @@ async def test_a_marker_without_its_row_gets_it(tmp_path: Path, earlier: int) ->
             await until(lambda seq=seq: recorder.durable_seq == seq)  # type: ignore[misc]
             clock.advance(20.0)
             await until(lambda chunks=chunks: len(recorder.chunks) == chunks)  # type: ignore[misc]
-    late = replace(marker(clock, 99), after_seq=recorder.last_seq)
+    late = replace(marker(clock, 99), after_seq=recorder.last_seq + 3)  # readings that were lost with the row
     with (folder / "markers.jsonl").open("ab") as file:
         file.write(to_json(late) + b"\n")
-    for kinds in (["markers_completed", "resumed"], ["resumed"]):
+    kept_late, completed = replace(late, after_seq=recorder.last_seq), []
+    for _ in range(5):
         heard = Heard(folder)
         async with at_work(await Recorder.resume(folder, clock, heard)) as again:
-            assert await again.mark(marker(clock, 99)) == (late, False)
-        assert heard.kinds == kinds
+            assert await again.mark(marker(clock, 99)) == (kept_late, False)
+            clock.advance(1.0)
+            take(again, clock, 2)
+        completed += [event.count for event in heard.events if event.kind == "markers_completed"]
+    assert completed == [1]
     rows = b"".join(data for name, data in content_of(folder).items() if name.startswith("chunk_"))
     assert rows.count(b"SYNC_PERIODIC") == earlier + 1
     assert rows.count(b",%d," % late.mono_ns) == 1
-    assert seqs_in(folder) == list(range(4 * earlier))
+    assert seqs_in(folder) == list(range(4 * earlier + 10))
 
 
 async def test_a_chunk_rolls_by_monotonic_time(tmp_path: Path) -> None:
