@@ -24,7 +24,7 @@ HEARTBEAT_TIMEOUT_MS = 10_000  # longer than the cuts TCP repairs by itself: sho
 CONNECT_TIMEOUT_MS = 1_500  # or a cut leaves SYN retries that back off to half a minute
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 1_000
 SILENT_S = 15.0  # our publishers speak every second; ZeroMQ leaves a peer for ever after one huge frame
-DRAIN_MESSAGES = 100  # handled in one go before the loop gets its turn
+DRAIN_MESSAGES = 20  # handled in one go before the loop gets its turn
 
 INWATER = "qsensor/inwater/"
 SURFACE = "qsensor/surface/"

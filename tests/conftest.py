@@ -1,6 +1,12 @@
-"""How the drawn tests run: without a deadline, because a busy machine is no defect."""
+"""How the tests run: in which order, and the drawn ones without a deadline: a busy machine is no defect."""
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("here", deadline=None, print_blob=True)
 settings.load_profile("here")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Heavy tests go first: run beside sensors and daemons they would delay what is dated by real clocks."""
+    items.sort(key=lambda item: item.get_closest_marker("heavy") is None)

@@ -9,6 +9,8 @@ from tests.bench.clock import STRATA, Outcome, Stratum, measure, this_model, wit
 from tests.bench.peers import PEERS
 from tests.sim.dives import draw_dive
 
+pytestmark = pytest.mark.heavy
+
 SESSIONS = {"4h": 20, "4h10": 5, "24h": 6, "4h-live": 6}  # a day and small steps are dear
 SEED = 1_000
 KINDS = {one.name: one for one in STRATA}

@@ -20,6 +20,8 @@ from common.rows import HEADER, decode_row, encode_marker_row, encode_row
 from tests.sim.disk import close_files_below, content_of, full_after, lay_down, stages
 from tests.sim.drawn import reading
 
+pytestmark = pytest.mark.heavy
+
 HEAD = HEADER.encode() + b"\r\n"
 MARKER_ROW = encode_marker_row(Marker("f47ac10b", "PERIODIC", 1, 0, 5, 1000, 0), "Q7799")
 JUNK = st.sampled_from([b"", b"\0" * 4096, b"\n", b"\r\n", HEAD, MARKER_ROW[5:]]) | st.binary(max_size=64)

@@ -16,6 +16,8 @@ from topside_daemon.fusion.bursts import Burst, usable
 from topside_daemon.fusion.clockmodel import ClockModel, Estimate
 from topside_daemon.fusion.tether import LinkMemory
 
+pytestmark = pytest.mark.heavy
+
 TOPSIDE = Machine("topside-a")
 PI = Machine("pi-a", ahead_ns=5 * S, drift_ppm=40.0)
 SYMMETRIC = Link(jitter_ns=0, spike_share=0.0)

@@ -15,6 +15,8 @@ from common.messages import Reading
 from tests.sim.drawn import reading
 from topside_daemon.fusion.dejitter import BROKEN, UNEVEN, Dejittered, Refusal, dejitter
 
+pytestmark = pytest.mark.heavy
+
 S, MS = 1_000_000_000, 1_000_000
 ONE_HZ, NINE_HZ = 1.0338, 0.1117  # periods in s of 125 and of 12 averages at 125 Hz
 

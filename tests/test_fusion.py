@@ -25,6 +25,8 @@ from topside_daemon.fusion.fuse import UNIFIED_FILE, fuse_session
 from topside_daemon.fusion.stream import FusedRow
 from topside_daemon.fusion.writers import UNIFIED_HEADER, format_row, write_unified
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parents[1]
 
 Row = dict[str, str]

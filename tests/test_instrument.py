@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import common.simulator.firmware
 from common.clock import SystemClock
 from common.instrument import (
     Arrival,
@@ -336,10 +337,10 @@ async def test_a_port_at_a_socket_works() -> None:
         async with running(f"socket://127.0.0.1:{port}") as (instrument, log):
             peer, _ = await asyncio.to_thread(server.accept)
             with peer:
-                for _ in range(8):
-                    peer.sendall(f"{LINE}\r\n".encode())
-                    await asyncio.sleep(0.06)
-                await until(lambda: len(log.arrivals) == 7)
+                async with asyncio.timeout(PATIENCE_S):
+                    while len(log.arrivals) < 7:
+                        peer.sendall(f"{LINE}\r\n".encode())
+                        await asyncio.sleep(0.06)
                 assert instrument.connected
             await until(lambda: instrument.state == "disconnected")
 
@@ -356,8 +357,12 @@ async def test_nothing_is_left_after_the_end(link: Path, may_interrupt: bool) ->
             await until(lambda: again.state == "listening")
 
 
-async def test_a_simulated_sensor_is_interviewed_and_configured(link: Path) -> None:
+async def test_a_simulated_sensor_is_interviewed_and_configured(
+    link: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Asked at the start and set on request: the firmware model obeys, and its resets are no surprise."""
+    for delay in ("POWER_UP_S", "ADC_START_S", "MENU_DELAY_S"):  # they have their own tests
+        monkeypatch.setattr(common.simulator.firmware, delay, 0.03)
     eeprom = Eeprom(averaging=12, baud=115200)
     async with (
         Simulator(link, lambda start_ns, end_ns: Sample(0.010157, 25.2, 7.5), eeprom=eeprom),

@@ -32,6 +32,8 @@ from topside_daemon.fusion.ladder import TimeSync as Handshake
 from topside_daemon.fusion.ladder.steps import find_jumps
 from topside_daemon.fusion.readers import Session, read_session
 
+pytestmark = pytest.mark.heavy
+
 SYNC_ID = "f47ac10b-58cc-4372-a567-0e02b2c3d479"
 
 

@@ -15,6 +15,8 @@ from tests.test_ladder import errors_ns, offset_at, p95, read
 from topside_daemon.fusion.ladder import Offset
 from topside_daemon.fusion.readers import Session, read_session
 
+pytestmark = pytest.mark.heavy
+
 INWATER_FILE = "in-water_5f1d/session.csv"
 
 

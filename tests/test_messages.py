@@ -32,6 +32,8 @@ from common.rows import (
 )
 from tests.sim.drawn import INSTANTS_NS, markers, readings
 
+pytestmark = pytest.mark.heavy
+
 I64 = st.integers(-(2**63), 2**63 - 1)
 U64 = st.integers(0, 2**64 - 1)
 

@@ -25,6 +25,8 @@ from topside_daemon.fusion.bursts import group_bursts
 from topside_daemon.fusion.stream import FusedRow, Fuser, Timeline
 from topside_daemon.fusion.timeline import UNNUMBERED, complete_pi_epochs, complete_topside_epochs
 
+pytestmark = pytest.mark.heavy
+
 END = 1 << 100
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 import pytest
@@ -122,6 +122,17 @@ def errors_ms(session: Path, inwater: Talker) -> list[float]:
     ]
 
 
+def check_clock(session: Path, inwater: Talker) -> None:
+    """Fused times are those of the one clock that both daemons have here; a busy machine stamps some late."""
+    moved_ms = [
+        abs(parse_utc(row["timestamp"]) - parse_utc(row["inwater_timestamp_raw"])) / 1e6
+        for row in table(session)
+        if row["inwater_value"]
+    ]
+    assert quantiles(moved_ms, n=20)[-1] < 0.5
+    assert median(errors_ms(session, inwater)) < 5
+
+
 def test_a_whole_session(pi: PiDaemon, topside: TopsideDaemon, inwater: Talker, tmp_path: Path) -> None:
     """Start, mark, stop: all recorded, paired, on the right clock, mirrored, and fused again the same."""
     status, started = topside.post("/session/start", {"mission": "../reef 7"})
@@ -140,7 +151,7 @@ def test_a_whole_session(pi: PiDaemon, topside: TopsideDaemon, inwater: Talker, 
     assert check_streams(session) >= (100, 100)
     check_mirror(session, pi)
     check_offline_is_the_same(session, tmp_path)
-    assert quantiles(errors_ms(session, inwater), n=20)[-1] < 5
+    check_clock(session, inwater)
     paired = [row for row in table(session) if row["pair_dt_ms"]]
     assert len(paired) > 90
     kinds = {exchange.kind for exchange in read_lines(session / "exchanges.jsonl", Exchange)}
@@ -181,7 +192,7 @@ def test_either_daemon_killed_at_any_moment(
     check_mirror(session, pi)
     check_offline_is_the_same(session, tmp_path)
     assert len(list(topside.data.glob("*/session_*"))) == 1
-    assert quantiles(errors_ms(session, inwater), n=20)[-1] < 5
+    check_clock(session, inwater)
 
 
 def test_a_pi_that_comes_late_or_goes_stops_nobody(tmp_path: Path, inwater: Talker, surface: Talker) -> None:
@@ -326,8 +337,8 @@ def record_with_a_wrong_clock(tmp_path: Path, inwater: Talker, surface: Talker, 
         said, session = stop(topside)
     assert said["state"] == "complete"
     check_streams(session)
-    errors = sorted(errors_ms(session, inwater))
-    assert errors[len(errors) // 2] < 5 and errors[-1] < 1000
+    errors = errors_ms(session, inwater)
+    assert median(errors) < 5 and max(errors) < 1000
     (segment,) = said["report"]["clock"]
     assert abs(segment["drift_ppm"] - (100 if fake == "rate" else 0)) < 50
     (stream,) = session.glob("in-water_*")

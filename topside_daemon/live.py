@@ -31,7 +31,7 @@ from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.fusion.timeline import SegmentState, Timeline
 
 AS_RECORDED = Settings()
-SLICE = 100  # readings fused in one go: catching up must not keep the loop from the next stamp
+SLICE = 20  # readings fused in one go: catching up must not keep the loop from the next stamp
 RECENT = 200  # arrivals of each sensor from which the tolerance is learned
 NEWEST = 16  # bursts of the proof while a session runs: 5 ms of work in the loop that stamps
 LAG = 20  # in-water readings that may wait for a proof of their pairing
@@ -144,8 +144,9 @@ class Live(View):
             if not (known and reading.epoch in self._boots) and taken_ns > oldest_ns:
                 return False
             self._held.popleft()
-            self._recent[0].append(self._timeline.inwater_time(reading).time_ns)
-            self._fuser.push_inwater(reading)
+            time_ns = self._fuser.push_inwater(reading)
+            if time_ns is not None:
+                self._recent[0].append(time_ns)
         return bool(self._held)
 
     def _publish(self, row: FusedRow) -> None:

@@ -26,7 +26,7 @@ SIDE_FILES = ("session.json", "markers.jsonl", "events.jsonl")
 DAMAGED = ".damaged"  # suffix of a chunk as the Pi gave it, when that is not what it had sealed
 ASIDE = ".aside"  # suffix of a chunk that was here and is not the Pi's
 AVOID_S, AVOID_MAX_S = 2.0, 60.0  # before a chunk that came damaged is asked for again
-SLICE = 100  # rows told in one go: catching up must not keep the loop from the next stamp
+SLICE = 20  # rows told in one go: catching up must not keep the loop from the next stamp
 NAMED = 5  # of the chunks that are missing, so many are told by name
 
 

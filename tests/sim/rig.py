@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +26,18 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def port_of(owner: object) -> int:
+    """A free port that nobody else is given while *owner* lives, even when nothing listens there.
+
+    It stays bound, without listening: who shares its address, as servers do, may listen on it.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    weakref.finalize(owner, held.close)
+    return int(held.getsockname()[1])
+
+
 class Daemon:
     """One daemon process; `start` again after `kill` or `stop` keeps ports and folder."""
 
@@ -33,7 +46,7 @@ class Daemon:
 
     def __init__(self, data: Path, **flags: str) -> None:
         self.data = data
-        self.http, self.bus = free_port(), free_port()
+        self.http, self.bus = port_of(self), port_of(self)
         self.flags = flags
         self.environment: dict[str, str] = {}
         self._log = data.with_suffix(".log")

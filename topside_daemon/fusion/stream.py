@@ -108,15 +108,20 @@ class Fuser:
         """Change the tolerance from here on; for the live fuser, which learns the periods as it runs."""
         self._matcher.tolerance_ns = tolerance_ns
 
-    def push_inwater(self, reading: Reading, moved_ns: int = 0) -> None:
+    def push_inwater(self, reading: Reading, moved_ns: int = 0) -> int | None:
         """Take one in-water reading; a seq that came before is counted and dropped.
 
         Args:
             moved_ns: how much later than its stamp it would have come without jitter.
+
+        Returns:
+            Its time on the common axis, ns; None if it was dropped.
         """
-        if self._is_new(INWATER, reading):
-            corrected = self._timeline.inwater_time(reading)
-            self._push(INWATER, reading, corrected.time_ns + moved_ns, corrected)
+        if not self._is_new(INWATER, reading):
+            return None
+        corrected = self._timeline.inwater_time(reading)
+        self._push(INWATER, reading, corrected.time_ns + moved_ns, corrected)
+        return corrected.time_ns + moved_ns
 
     def push_surface(self, reading: Reading, moved_ns: int = 0) -> None:
         """Take one surface reading, in the same way."""
