@@ -14,9 +14,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from common.files import Appender, FolderInUse, fsync_folder
+from common.files import Appender, FolderInUse, fsync_folder, read_json
 from common.manifest import Manifest, ManifestWriter
 from common.messages import Chunk
+from common.recording import StreamRecord
 from common.recovery import (
     CHUNK_NAME,
     HEAD,
@@ -92,8 +93,10 @@ class ChunkStore:
     row is cut away, so the caller may simply try again, but for `sync`: after that one, `begin_again`.
     """
 
-    def __init__(self, folder: Path, session_id: str, started_at: str, roll_interval_s: float) -> None:
-        """Recover *folder* (it must exist) and go on after its last chunk."""
+    def __init__(
+        self, folder: Path, session_id: str, started_at: str, roll_interval_s: float, first_index: int = 0
+    ) -> None:
+        """Recover *folder* (it must exist) and go on after its last chunk, with *first_index* at least."""
         self.verdict = recover(folder)
         self._folder = folder
         self._started_at = started_at
@@ -102,7 +105,7 @@ class ChunkStore:
         self.rows = sum(chunk.rows for chunk in self.chunks)
         seqs = [chunk.last_seq for chunk in self.chunks if chunk.last_seq is not None]
         self.last_seq = self.durable_seq = max(seqs, default=-1)
-        self._next_index = self.verdict.next_index
+        self._next_index = max(self.verdict.next_index, first_index)
         self._manifest = ManifestWriter(folder, session_id)
         self._manifest.write(started_at, self.chunks)
         self._clear()
@@ -252,6 +255,14 @@ def _cut(path: Path, size_bytes: int) -> None:
         os.fsync(file.fileno())
 
 
+def _first_index(folder: Path) -> int:
+    try:
+        record = read_json(folder / "session.json", StreamRecord)
+    except ValueError:
+        record = None
+    return record.next_chunk if record else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Check or mend one folder of chunks; 0 whole, 3 with loss, 1 unusable."""
     parser = argparse.ArgumentParser(prog="python -m common.chunkstore", description=main.__doc__)
@@ -269,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     rows = sum(chunk.rows for chunk in verdict.chunks)
     indices = {chunk.index for chunk in verdict.chunks}
-    holes = sorted(set(range(max(indices, default=-1) + 1)) - indices)
+    holes = sorted(set(range(_first_index(folder), max(indices, default=-1) + 1)) - indices)
     verdict.damage += [f"{sealed_name(index)}: missing" for index in holes]
     for line in verdict.damage:
         print(line)

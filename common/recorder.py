@@ -86,7 +86,8 @@ class Recorder:
         Raises:
             OSError: the disk refuses.
         """
-        record.epochs = [begin_epoch(0, clock)]
+        number = record.epochs[-1].epoch + 1 if record.epochs else 0
+        record.epochs = [*record.epochs, begin_epoch(number, clock)]
         recorder = cls(folder, record, clock, listener, sync_s)
         await recorder._disk.do(make_folder, folder)
         await recorder._disk.do(recorder._save_record)  # first, so that a start cut short can be taken up
@@ -124,7 +125,9 @@ class Recorder:
 
     def _open(self) -> None:
         record = self.record
-        self._store = ChunkStore(self.folder, record.session_id, record.started_at, record.roll_interval_s)
+        self._store = ChunkStore(
+            self.folder, record.session_id, record.started_at, record.roll_interval_s, record.next_chunk
+        )
         self._before = last_reading(self.folder, self._store.chunks)
         self._book.load()
         self._event_file = Lines(self.folder / "events.jsonl")

@@ -1,19 +1,27 @@
 """What a recording is: its record beside the chunks, and who is told of it."""
 
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from common.messages import Chunk, Epoch, Event, Marker, Reading
 
 STAMP_MEANING = "arrival of the line's first byte at the host; mono_ns: CLOCK_MONOTONIC_RAW or perf_counter"
 
 
+class Sequel(Struct, frozen=True):
+    """Where a recording goes on whose beginning is only elsewhere: its card was lost, say, or exchanged."""
+
+    next_seq: Annotated[int, Meta(ge=0, le=2**53)]
+    next_chunk: Annotated[int, Meta(ge=0, le=10**9)]
+    epochs: Annotated[list[Epoch], Meta(max_length=1000)]
+
+
 class StreamRecord(Struct):
     """`session.json` beside the chunks: what this stream is and which clocks stamped it.
 
-    Numbers below next_seq have been given out. closed: it ended in order, so all that were are in the chunks.
-    holder: who started it and may end it, None for anybody.
+    Numbers below next_seq have been given out, chunks below next_chunk are elsewhere. closed: it ended in
+    order, so all that were given out are in the chunks. holder: who may end it, None for anybody.
     """
 
     session_id: str
@@ -31,6 +39,7 @@ class StreamRecord(Struct):
     simulated_clock: bool = False
     epochs: list[Epoch] = []
     next_seq: int = 0
+    next_chunk: int = 0
     closed: bool = False
     holder: str | None = None
 

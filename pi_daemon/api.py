@@ -19,6 +19,7 @@ from common.instrument import Instrument
 from common.manifest import digest_of
 from common.messages import PROTOCOL, Marker
 from common.metrics import Metric, exposition, gauge
+from common.recording import Sequel
 from common.rows import format_utc
 from common.web import Refused, Site, answer, body, query
 from pi_daemon.downloads import Downloads
@@ -34,8 +35,10 @@ SessionId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[
 
 
 class StartRequest(Struct):
-    """session_id and holder are ours: a start asked again with the same id is the same recording, and a
-    recording with a holder is not stopped by others as long as that one is heard."""
+    """session_id, holder and sequel are ours: a start asked again with the same id is the same recording;
+    one with a holder is not stopped by others as long as that one is heard; a sequel goes on with a recording
+    whose beginning is lost here.
+    """
 
     rate_hz: Annotated[int, Meta(ge=1)] = 500
     schema_version: int = 1
@@ -43,6 +46,7 @@ class StartRequest(Struct):
     roll_interval_s: Annotated[float, Meta(gt=0)] = 60.0
     session_id: SessionId | None = None
     holder: Holder | None = None
+    sequel: Sequel | None = None
 
 
 class SessionRequest(Struct):
@@ -211,6 +215,7 @@ class Api:
                 schema_version=wanted.schema_version,
                 roll_s=wanted.roll_interval_s,
                 holder=wanted.holder,
+                sequel=wanted.sequel,
             )
         )
         return answer(

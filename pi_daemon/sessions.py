@@ -19,7 +19,7 @@ from common.instrument import Arrival, Instrument
 from common.manifest import read_manifest
 from common.messages import Chunk, Marker
 from common.recorder import Recorder, RecordingEnded
-from common.recording import OpenChunk, StreamRecord
+from common.recording import OpenChunk, Sequel, StreamRecord
 from common.rows import format_utc
 from common.service import Supervisor
 from common.unfinished import Unfinished
@@ -51,7 +51,7 @@ class Wish(Struct, frozen=True):
     """What a recording that is to be started shall be.
 
     session_id: None for a new one. roll_s: longest a chunk stays open. holder: who may end it, None for
-    anybody.
+    anybody. sequel: None for one that begins.
     """
 
     session_id: str | None
@@ -60,6 +60,7 @@ class Wish(Struct, frozen=True):
     schema_version: int
     roll_s: float
     holder: str | None
+    sequel: Sequel | None = None
 
 
 class Sessions:
@@ -202,7 +203,10 @@ class Sessions:
         Raises:
             Refused: 409, it was stopped before.
         """
-        record = await self._disk.do(read_json, folder / "session.json", StreamRecord)
+        try:
+            record = await self._disk.do(read_json, folder / "session.json", StreamRecord)
+        except ValueError as error:
+            raise Refused(409, f"session {folder.name} cannot be read: {error}: start a new one") from None
         if record is not None and record.state != "recording":
             raise Refused(409, f"session {folder.name} was recorded before: start a new one")
         return record is None
@@ -220,6 +224,9 @@ class Sessions:
             sensor=self._instrument.describe(),
             simulated_clock=self._config.simulation.active,
             holder=wish.holder,
+            next_seq=wish.sequel.next_seq if wish.sequel else 0,
+            next_chunk=wish.sequel.next_chunk if wish.sequel else 0,
+            epochs=list(wish.sequel.epochs) if wish.sequel else [],
         )
 
     async def _check_ready(self) -> None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from common.chunkstore import main as chunkstore
+from common.recorder import PUBLISHED_MAX
 from tests.sim.rig import PiDaemon, TopsideDaemon
 from tests.sim.talker import Talker
 from topside_daemon.truth import recorded
@@ -44,3 +46,33 @@ def test_a_session_without_its_record_is_completed_when_the_pi_has_it_after_all(
             assert rows == recorded(pi.data / kept(topside)["session_id"])
             assert len(rows) == fused_inwater(topside) >= before
             topside.wait_for(lambda: json.loads((topside.data / "unfinished.json").read_text()) == [])
+
+
+def test_a_pi_that_has_lost_its_card_goes_on_with_the_session(tmp_path: Path) -> None:
+    """In the middle of a session the Pi's records are gone: it goes on behind what was copied."""
+    with Talker(tmp_path / "sensor", 20.0) as talker:
+        pi = PiDaemon(tmp_path / "pi", serial=str(talker.link))
+        with pi, TopsideDaemon(tmp_path / "topside", pi=f"http://127.0.0.1:{pi.http}") as topside:
+            pi.wait_streaming()
+            topside.post("/session/start", {"mission": "cards"})
+            topside.wait_for(lambda: topside.session()["inwater_durable_seq"] >= 20)
+            pi.kill()
+            pi.data.rename(tmp_path / "card")
+            pi.start()
+            topside.wait_for(lambda: topside.session()["inwater_durable_seq"] > PUBLISHED_MAX + 40)
+            said = topside.post("/session/stop")[1]
+            assert said["state"] == "complete", said
+            assert said["events"]["inwater_lost"] == 1
+            (mirror,) = topside.data.glob("*/session_*/in-water_*")
+            rows = recorded(mirror)
+            seqs = [seq for seq, _ in rows]
+            first = next(seq for seq in seqs if seq > PUBLISHED_MAX)
+            before = [seq for seq in seqs if seq < first]
+            assert before == list(range(first - PUBLISHED_MAX)) and len(before) > 20
+            assert seqs == before + list(range(first, first + len(seqs) - len(before)))
+            session_id = kept(topside)["session_id"]
+            assert rows[len(before) :] == recorded(pi.data / session_id)
+            assert chunkstore(["verify", str(pi.data / session_id)]) == 0
+            assert fused_inwater(topside) == len(rows)
+            epochs = json.loads((mirror / "session.json").read_text())["epochs"]
+            assert [epoch["epoch"] for epoch in epochs] == [0, 1]

@@ -18,7 +18,8 @@ from common.disk import Disk
 from common.files import Appender, fsync_folder, make_folder, read_json, replace, set_aside, why
 from common.manifest import ManifestWriter, digest_of, read_manifest
 from common.messages import Chunk, Epoch, Reading
-from common.recording import OpenChunk, StreamRecord
+from common.recorder import PUBLISHED_MAX
+from common.recording import OpenChunk, Sequel, StreamRecord
 from common.rows import RowError, check_row, decode_row
 from topside_daemon.pi import Pi, PiError, Standing
 
@@ -197,6 +198,30 @@ class Mirror:
         if record is not None:
             self._started_at, self.epochs, self.sensor = record.started_at, record.epochs, record.sensor
         self._has_side_files = True
+
+    async def sequel(self) -> Sequel:
+        """Where a recording must go on that the Pi has lost: what is here of it stays as it is.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        await self._disk.do(self._end_part)
+        next_chunk = max(self._held, default=-1) + 1
+        return Sequel(self.last_seq + 1 + PUBLISHED_MAX, next_chunk, self.epochs)
+
+    def _end_part(self) -> None:
+        """Seal what is here of the open chunk; keep the label files, which others will take the place of."""
+        found = scan(self._open.content)
+        if found.rows:
+            self._open.content = self._open.content[: found.good_bytes]
+            with (self.folder / open_name(self._open.index)).open("r+b") as file:
+                file.truncate(found.good_bytes)
+            self._seal(found.chunk(self._open.index))
+        for name in ("markers.jsonl", "events.jsonl"):
+            path = self.folder / name
+            if path.exists():
+                set_aside(path, path.read_bytes(), ".before")
+        self._has_side_files = False
 
     async def prove(self, standing: Standing) -> None:
         """Hold every byte of the copy on the disk against what the stopped Pi recording has.

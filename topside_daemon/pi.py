@@ -14,7 +14,7 @@ from msgspec import Struct, structs
 
 from common.clock import Clock
 from common.messages import Chunk, Exchange, ExchangeKind, Marker, Stamp
-from common.recording import OpenChunk
+from common.recording import OpenChunk, Sequel
 from common.rows import parse_utc
 from common.service import ConfigError
 from topside_daemon.timeasker import SPACING_S, TimeAsker
@@ -145,13 +145,21 @@ class Pi:
         """
         await self._get("/health", timeout=aiohttp.ClientTimeout(total=KNOCK_S))
 
-    async def start(self, session_id: str, mission: str, roll_interval_s: float, holder: str) -> None:
+    async def start(
+        self,
+        session_id: str,
+        mission: str,
+        roll_interval_s: float,
+        holder: str,
+        sequel: Sequel | None = None,
+    ) -> None:
         """Start the recording with this id; again, if it is the one that is recording."""
         wanted = {
             "session_id": session_id,
             "mission": mission,
             "roll_interval_s": roll_interval_s,
             "holder": holder,
+            "sequel": msgspec.to_builtins(sequel),
         }
         await self._call("POST", "/record/start", dict[str, Any], json=wanted)
 

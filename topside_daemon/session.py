@@ -241,6 +241,8 @@ class Session:
                 self._pi_is("stopped by somebody else" if standing.state == "stopped" else "")
             except PiError as error:
                 self._pi_is(str(error))
+                if error.status == 404 and self.record.inwater_started:
+                    await self._begin_sequel(self.mirror)
                 await self._pause(RETRY_S if error.status is None else REFUSED_S)
             else:
                 await self._pause(PULL_S)
@@ -257,6 +259,20 @@ class Session:
             await self._deck.pi.start(self.record.session_id, self.record.mission, roll_s, self.holder)
             self.record.inwater_started = True
             await self._save()
+
+    async def _begin_sequel(self, mirror: Mirror) -> None:
+        """The Pi has lost the record of this session: let it go on where the copy ends."""
+        assert self._deck.pi is not None
+        roll_s = self._deck.config.recording.roll_interval_s
+        try:
+            sequel = await mirror.sequel()
+            await self._deck.pi.start(
+                self.record.session_id, self.record.mission, roll_s, self.holder, sequel
+            )
+        except (PiError, OSError) as error:
+            self._pi_is(f"the Pi has lost the record of this session, and does not go on: {error}")
+        else:
+            self.note("inwater_lost", f"the Pi has lost its record: it goes on from seq {sequel.next_seq}")
 
     def _pi_is(self, trouble: str) -> None:
         before, self.pi_trouble = self.pi_trouble, trouble
