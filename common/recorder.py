@@ -20,7 +20,7 @@ from common.instrument import Arrival, Instrument
 from common.markerbook import MarkerBook
 from common.messages import Chunk, Event, Marker, Reading, to_json
 from common.recording import Listener, OpenChunk, StreamRecord
-from common.recovery import last_reading
+from common.recovery import last_reading, set_aside_untold
 from common.rows import encode_marker_row, encode_row, format_utc
 
 log = logging.getLogger(__name__)
@@ -130,10 +130,12 @@ class Recorder:
         )
         self._before = last_reading(self.folder, self._store.chunks)
         self._book.load()
-        self._event_file = Lines(self.folder / "events.jsonl")
+        events = self.folder / "events.jsonl"
+        self._event_file = Lines(events)
         self._next_seq = max(self._store.last_seq + 1, record.next_seq)
         self._enter_epoch()
-        for damage in self._store.verdict.damage:
+        told = events.read_bytes() + "\n".join(self._store.verdict.damage).encode()
+        for damage in [*self._store.verdict.damage, *set_aside_untold(self.folder, told)]:
             self._events.append(self._event("damage", damage))
         self._complete_markers()
         if self._resumes:

@@ -16,6 +16,7 @@ from common.manifest import MANIFEST, Manifest, read_manifest
 from common.messages import Chunk, Reading, to_json
 from common.rows import HEADER, MARKER_MODE, RowError, check_row, decode_row
 
+TORN = ".torn"  # suffix of the end of a chunk that was no row
 CHUNK_NAME = re.compile(r"chunk_(\d{5,})\.(csv|tmp)")
 HEAD = HEADER.encode("ascii") + b"\r\n"
 
@@ -124,6 +125,16 @@ def last_marker(folder: Path, chunks: list[Chunk]) -> tuple[int, int] | None:
     return None
 
 
+def set_aside_untold(folder: Path, told: bytes) -> list[str]:
+    """What recovery has set aside in *folder* without a word in *told*: power failed, or a person did it."""
+    places = sorted(folder.glob(f"*{TORN}*"))
+    return [
+        f"{one.stat().st_size} bytes set aside in {one.name}"
+        for one in places
+        if one.name.encode() not in told
+    ]
+
+
 def recover(folder: Path) -> Verdict:
     """Bring a folder back to sealed chunks only, and say what that took.
 
@@ -142,6 +153,7 @@ def recover(folder: Path) -> Verdict:
         else:
             verdict.unclean |= path.suffix == ".tmp"
             _finish(path, index, verdict)
+            known.pop(sealed_name(index), None)
     verdict.damage += _vanished(known)
     for left_over in folder.glob(f"*{NEW}"):
         left_over.unlink()
@@ -202,15 +214,19 @@ def _finish(path: Path, index: int, verdict: Verdict) -> None:
     found, sealed = scan(content), path.with_name(sealed_name(index))
     if path != sealed and sealed.exists():  # a rename of which the power cut left both names
         if not sealed.read_bytes().startswith(content):
-            verdict.damage.append(f"{path.name}: not the beginning of {sealed.name}: set aside")
-            set_aside(path, content, ".torn")
+            place = set_aside(path, content, TORN)
+            verdict.damage.append(
+                f"{path.name}: not the beginning of {sealed.name}: set aside in {place.name}"
+            )
         path.unlink()
         fsync_folder(path.parent)
         return
     if not found.whole:
         tail = content[found.good_bytes :]
-        set_aside(path, tail, ".torn")
-        verdict.damage.append(f"{path.name}: {len(tail)} bytes after row {found.rows} set aside")
+        place = set_aside(path, tail, TORN)
+        verdict.damage.append(
+            f"{path.name}: {len(tail)} bytes after row {found.rows} set aside in {place.name}"
+        )
     if not found.rows:
         path.unlink()
         fsync_folder(path.parent)
