@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from common.messages import to_json
+from common.messages import UNDECODABLE, to_json
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def read_json(path: Path, kind: type[T]) -> T | None:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except FileNotFoundError:
         return None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -181,7 +181,7 @@ def read_lines(path: Path, kind: type[T]) -> Iterator[T]:
     for line in content.splitlines():
         try:
             yield decoder.decode(line)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNDECODABLE:
             continue
 
 

@@ -18,6 +18,9 @@ ExchangeKind = Literal["START", "PERIODIC", "STOP", "PROBE"]
 
 _NULL = Raw(b"null")
 
+# What decoding somebody else's bytes may raise: msgspec lets bad UTF-8 and deep nesting through as they are.
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class Stamp(Struct, frozen=True, gc=False):
     """One instant on both clocks of a machine."""

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 
 from common.files import FolderInUse, FolderLock, make_folder
+from common.messages import UNDECODABLE
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +223,7 @@ def load_config(path: Path | None, kind: type[Config], overrides: Mapping[str, A
             tree = msgspec.toml.decode(path.read_bytes())
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}: give --config an existing file") from None
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
     for key, value in overrides.items():
         if value is not None:

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from common.files import is_full, why
-from common.messages import to_json
+from common.messages import UNDECODABLE, to_json
 from common.service import ConfigError, split_address
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ async def body(request: web.Request, kind: type[T]) -> T:
         raise Refused(400, f"body: {error}") from None
     try:
         return msgspec.json.decode(content or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise Refused(422, f"body: {error}") from None
 
 

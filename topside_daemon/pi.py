@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from common.clock import Clock
-from common.messages import Chunk, Exchange, ExchangeKind, Marker, Stamp
+from common.messages import UNDECODABLE, Chunk, Exchange, ExchangeKind, Marker, Stamp
 from common.recording import OpenChunk, Sequel
 from common.rows import parse_utc
 from common.service import ConfigError
@@ -241,7 +241,7 @@ class Pi:
     def _decoded(self, content: bytes, path: str, kind: type[T]) -> T:
         try:
             return msgspec.json.decode(content, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise PiError(f"{self.url}{path} answered something else: {error}") from None
 
     async def _get(
@@ -337,6 +337,6 @@ def _reason(error: BaseException) -> str:
 def _detail(content: bytes) -> str:
     try:
         answer = msgspec.json.decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return ""
     return str(answer.get("detail", "")) if isinstance(answer, dict) else ""

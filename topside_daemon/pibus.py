@@ -8,7 +8,7 @@ import msgspec
 
 from common.bus import INWATER, Publisher, Subscriber
 from common.clock import Clock
-from common.messages import ChunkFrame, ReadingFrame, StatusFrame
+from common.messages import UNDECODABLE, ChunkFrame, ReadingFrame, StatusFrame
 from topside_daemon.pi import Pi, PiError
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class PiBus:
             elif topic == INWATER + "chunk":
                 self._chunk_announced(msgspec.json.decode(payload, type=ChunkFrame))
             utc_ns = msgspec.json.decode(payload, type=_Instant).utc_ns
-        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+        except (*UNDECODABLE, ValueError):
             self._bad += 1
             return
         self._publisher.send(topic, msgspec.Raw(payload), utc_ns)

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from common.files import read_json, read_lines
-from common.messages import Epoch, Exchange, Marker, Reading
+from common.messages import UNDECODABLE, Epoch, Exchange, Marker, Reading
 from common.rows import HEADER, decode_row
 from topside_daemon.fusion.banner import banner_rows
 from topside_daemon.fusion.cockpit import (
@@ -311,7 +311,7 @@ def _read_exchanges(session: Session) -> None:
     for number, line in _lines(session.path / EXCHANGES_FILE):
         try:
             session.exchanges.append(decoder.decode(line))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             session.rejects.append(Reject(EXCHANGES_FILE, number, str(error)))
 
 
