@@ -5,17 +5,18 @@ sent, so that no digit is ever lost in a float.
 """
 
 import struct
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
 PROTOCOL = 1  # of the bus frames and the calls between the daemons
 
 Kind = Literal["START", "PERIODIC", "STOP"]
 ExchangeKind = Literal["START", "PERIODIC", "STOP", "PROBE"]
 
+Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _NULL = Raw(b"null")
 
 # What decoding somebody else's bytes may raise: msgspec lets bad UTF-8 and deep nesting through as they are.
@@ -132,20 +133,20 @@ class Chunk(Struct, frozen=True, gc=False):
 class ReadingFrame(Struct, frozen=True):
     """A reading on the bus; numbers carry the sensor's own digits."""
 
-    v: int
+    v: Int64
     session_id: str
     boot_id: str
-    epoch: int
-    seq: int
+    epoch: Int64
+    seq: Int64
     t: float
-    utc_ns: int
-    mono_ns: int
+    utc_ns: Int64
+    mono_ns: Int64
     sensor_id: str
     mode: str
     value: Raw
     temp_c: Raw
     vin: Raw
-    durable_seq: int
+    durable_seq: Int64
 
     @classmethod
     def of(cls, reading: Reading, session_id: str, boot_id: str, durable_seq: int) -> "ReadingFrame":
@@ -191,19 +192,19 @@ class ReadingFrame(Struct, frozen=True):
 class MarkerFrame(Struct, frozen=True):
     """A marker on the bus."""
 
-    v: int
+    v: Int64
     session_id: str
     boot_id: str
-    epoch: int
+    epoch: Int64
     t: float
-    utc_ns: int
-    mono_ns: int
+    utc_ns: Int64
+    mono_ns: Int64
     sync_id: str
     kind: Kind
-    sequence: int
-    after_seq: int
+    sequence: Int64
+    after_seq: Int64
     label: str | None
-    durable_seq: int
+    durable_seq: Int64
 
     @classmethod
     def of(cls, marker: Marker, session_id: str, boot_id: str, durable_seq: int) -> "MarkerFrame":
@@ -228,17 +229,17 @@ class MarkerFrame(Struct, frozen=True):
 class ChunkFrame(Struct, frozen=True):
     """A chunk on the bus: `open` with the bytes that will not change any more, or `sealed`."""
 
-    v: int
+    v: Int64
     session_id: str
     t: float
-    utc_ns: int
-    index: int
+    utc_ns: Int64
+    index: Int64
     name: str
     state: Literal["open", "sealed"]
-    size_bytes: int
+    size_bytes: Int64
     rows: int | None
     sha256: str | None
-    durable_seq: int
+    durable_seq: Int64
 
 
 class StatusFrame(Struct, frozen=True):
@@ -247,20 +248,20 @@ class StatusFrame(Struct, frozen=True):
     storage: why readings wait in memory, "" when they do not. dropped: how many were lost there.
     """
 
-    v: int
+    v: Int64
     session_id: str
     boot_id: str
     t: float
-    utc_ns: int
-    mono_ns: int
+    utc_ns: Int64
+    mono_ns: Int64
     state: str
     detail: str
     storage: str
-    dropped: int
-    rows: int
-    last_seq: int
-    durable_seq: int
-    events: int
+    dropped: Int64
+    rows: Int64
+    last_seq: Int64
+    durable_seq: Int64
+    events: Int64
 
 
 class FusedFrame(Struct, frozen=True):

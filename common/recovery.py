@@ -17,7 +17,7 @@ from common.messages import Chunk, Reading, to_json
 from common.rows import HEADER, MARKER_MODE, RowError, check_row, decode_row
 
 TORN = ".torn"  # suffix of the end of a chunk that was no row
-CHUNK_NAME = re.compile(r"chunk_(\d{5,})\.(csv|tmp)")
+CHUNK_NAME = re.compile(r"chunk_([0-9]{5,9})\.(csv|tmp)")
 HEAD = HEADER.encode("ascii") + b"\r\n"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from threading import Lock
 
 from common.files import read_json, replace
 from common.messages import to_json
@@ -19,6 +20,7 @@ class Unfinished:
     def __init__(self, folder: Path, look: Callable[[], Iterable[str]]) -> None:
         """*look* finds the names in the folder itself."""
         self._path = folder / FILE
+        self._changing = Lock()  # a session that ends and one that begins have threads of their own
         self._look = look
 
     def names(self) -> list[str]:
@@ -42,9 +44,10 @@ class Unfinished:
         Raises:
             OSError: the disk refuses.
         """
-        names = self.names()
-        if name not in names:
-            self._write([*names, name])
+        with self._changing:
+            names = self.names()
+            if name not in names:
+                self._write([*names, name])
 
     def remove(self, name: str) -> None:
         """Take out one that has ended.
@@ -52,9 +55,10 @@ class Unfinished:
         Raises:
             OSError: the disk refuses.
         """
-        names = self.names()
-        if name in names:
-            self._write([one for one in names if one != name])
+        with self._changing:
+            names = self.names()
+            if name in names:
+                self._write([one for one in names if one != name])
 
     def _write(self, names: list[str]) -> None:
         replace(self._path, to_json(names))

@@ -1,5 +1,6 @@
 """HTTP as both daemons serve it: typed bodies in, JSON out, every refusal `{"detail": "..."}`."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -17,7 +18,8 @@ T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BODY_BYTES = 16_384  # the largest body we accept is a few hundred
-KEEPALIVE_S = 75.0
+BODY_S = 5.0  # for a body to come in
+KEEPALIVE_S, LINGER_S = 15.0, 2.0
 SHUTDOWN_S = 0.5
 
 
@@ -41,7 +43,10 @@ async def body(request: web.Request, kind: type[T]) -> T:
         Refused: 422, naming the field.
     """
     try:
-        content = await request.read()
+        async with asyncio.timeout(BODY_S):
+            content = await request.read()
+    except TimeoutError:
+        raise Refused(408, "body: it did not come in time") from None
     except (web.RequestPayloadError, ValueError) as error:
         raise Refused(400, f"body: {error}") from None
     try:
@@ -75,6 +80,8 @@ async def _say_why(request: web.Request, handler: Handler) -> web.StreamResponse
         if "Allow" in error.headers:
             refusal.headers["Allow"] = error.headers["Allow"]
         return refusal
+    except ConnectionError:
+        raise  # the caller is gone
     except OSError as error:
         log.error("%s %s: %s", request.method, request.path, error)
         return answer({"detail": why(error)}, 507 if is_full(error) else 503)
@@ -104,7 +111,11 @@ class Site:
         """
         host, port = split_address(address)
         runner = self._runner = web.AppRunner(
-            self.app, access_log=None, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S
+            self.app,
+            access_log=None,
+            keepalive_timeout=KEEPALIVE_S,
+            lingering_time=LINGER_S,
+            shutdown_timeout=SHUTDOWN_S,
         )
         await runner.setup()
         try:

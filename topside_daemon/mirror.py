@@ -78,6 +78,7 @@ class Mirror:
         self._started_at = ""
         self._has_side_files = False
         self._compared = False  # what earlier runs brought has been held against the Pi's list
+        self._spoilt: set[int] = set()  # of these chunks something may have been set aside
         self._avoided: dict[
             int, tuple[float, float]
         ] = {}  # index: not before, waited, in s of the loop's time
@@ -107,6 +108,9 @@ class Mirror:
                 chunk = found.chunk(int(path.stem.removeprefix("chunk_"))) if found.whole else None
             if chunk is not None:
                 self._hold(chunk)
+        for suffix in (ASIDE, DAMAGED):
+            for path in self.folder.glob(f"chunk_*{suffix}*"):
+                self._spoilt.add(int(path.name.partition(".")[0].removeprefix("chunk_")))
         for path in self.folder.glob("chunk_*.tmp"):
             index = int(path.stem.removeprefix("chunk_"))
             if index in self._held:
@@ -167,6 +171,7 @@ class Mirror:
         self._compared = True
 
     async def _let_go(self, held: Chunk, reason: str) -> None:
+        self._spoilt.add(held.index)
         await self._disk.do(self._put_aside, held)
         del self._held[held.index]
         self._run = min(self._run, held.index - 1)
@@ -294,6 +299,7 @@ class Mirror:
         """The Pi gives something else than it has sealed: keep that beside, and ask again later and later."""
         content = self._open.content
         await self._turn_to(-1)
+        self._spoilt.add(chunk.index)
         if content:
             await self._disk.do(set_aside, self.folder / chunk.name, content, DAMAGED)
         _, waited_s = self._avoided.get(chunk.index, (0.0, AVOID_S / 2))
@@ -367,6 +373,9 @@ class Mirror:
 
     def _clear_up(self, chunk: Chunk, content: bytes) -> None:
         """What had been set aside can go, if every good row of it is in the chunk that is proven now."""
+        if chunk.index not in self._spoilt:
+            return
+        self._spoilt.discard(chunk.index)
         there = set(content.splitlines())
         for suffix in (ASIDE, DAMAGED):
             for path in self.folder.glob(f"{Path(chunk.name).stem}{suffix}*"):

@@ -26,7 +26,7 @@ CONNECT_S = 1.5  # likewise a connection: on a tether the kernel's own retries c
 KNOCK_S = 1.0  # for a Pi that has not answered to say that it is there again
 FILE_S = 30.0
 STOP_S = 30.0  # a card may take long over its last sync
-WARM_S = 60.0  # an idle connection is kept this long; the Pi closes it after 75
+WARM_S = 10.0  # an idle connection is kept this long; the Pi closes it after 15
 MARKER_PROBE = 1000  # number of the exchange that is the marker's own call, beside those of its burst
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from common.bus import INWATER, Publisher, Subscriber
 from common.clock import Clock
-from common.messages import UNDECODABLE, ChunkFrame, ReadingFrame, StatusFrame
+from common.messages import UNDECODABLE, ChunkFrame, Int64, ReadingFrame, StatusFrame
 from topside_daemon.pi import Pi, PiError
 
 log = logging.getLogger(__name__)
@@ -17,13 +17,14 @@ SEEK_S = 2.0  # between attempts to find the bus
 CHECK_S = 3.0  # between looks whether it has moved
 SILENT_NS = 5_000_000_000  # the Pi speaks every second; after this it is not shown as if it did
 BAD_EVERY_NS = 60_000_000_000  # how often bad frames are told of
+PAYLOAD_BYTES = 4096  # the largest that a Pi sends is a few hundred
 CONNECTED = "connected"
 
 News = tuple[str, str, int]
 
 
 class _Instant(msgspec.Struct):
-    utc_ns: int
+    utc_ns: Int64
 
 
 class PiBus:
@@ -96,6 +97,8 @@ class PiBus:
     def _hear(self, topic: str, payload: bytes) -> None:
         self._heard_ns = self._clock.mono_ns()
         try:
+            if len(payload) > PAYLOAD_BYTES:
+                raise ValueError
             if topic == INWATER + "reading":
                 if self._take_reading(msgspec.json.decode(payload, type=ReadingFrame)):
                     return

@@ -17,7 +17,6 @@ import zmq
 
 from common.bus import INWATER, connect
 from tests.campaigns.fuzz.outcome import Outcome, Watch, resident_kb, watched
-from tests.sim.disk import content_of
 from tests.sim.rig import PiDaemon, TopsideDaemon
 from tests.sim.rubbish import NOWHERE, READING, BusRubbish
 from tests.sim.talker import Talker
@@ -233,4 +232,4 @@ def _judge_session(
 
 
 def _chunks(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in content_of(folder).items() if name.startswith("chunk_")}
+    return {path.name: path.read_bytes() for path in folder.glob("chunk_*")}
