@@ -1,5 +1,6 @@
 """What a recorder did, told on the bus: `<prefix>reading|marker|chunk|status`."""
 
+import logging
 from collections import Counter
 
 from common.bus import Publisher
@@ -18,6 +19,8 @@ from common.messages import (
 )
 from common.recorder import Recorder
 
+log = logging.getLogger(__name__)
+
 
 class Announcer:
     """A recorder's listener that publishes; also speaks between recordings, with an empty session_id."""
@@ -27,6 +30,7 @@ class Announcer:
         self.events: Counter[str] = Counter()
         self._publisher = publisher
         self._prefix = prefix
+        self._stream = prefix.rstrip("/").rpartition("/")[2]
         self._clock = clock
         self._idle_seq = -1
 
@@ -98,14 +102,19 @@ class Announcer:
     def note(self, kind: str, detail: str, count: int, instrument: Instrument) -> None:
         """Something happened to the sensor: keep it with the recording, if there is one."""
         if self.recorder is None:
-            self.events[kind] += count
+            self._count(kind, detail, count)
             return
         self.recorder.note(kind, detail, count)
         if instrument.config is not None and self.recorder.record.sensor != instrument.describe():
             self.recorder.describe_sensor(instrument)
 
     def event(self, event: Event) -> None:
-        self.events[event.kind] += event.count
+        self._count(event.kind, event.detail, event.count)
+
+    def _count(self, kind: str, detail: str, count: int) -> None:
+        """All that happens to the stream comes by here, once: it is what the log gets."""
+        self.events[kind] += count
+        log.info("%s %s: %s", self._stream, kind, detail)
 
     def status(self, state: str, detail: str) -> None:
         """Publish where the stream stands; to be called once a second."""

@@ -22,6 +22,7 @@ from common.recovery import (
     CHUNK_NAME,
     HEAD,
     Verdict,
+    chunk_files,
     mend,
     open_name,
     recover,
@@ -38,6 +39,7 @@ __all__ = [
     "ChunkStore",
     "Manifest",
     "Verdict",
+    "chunk_files",
     "main",
     "mend",
     "open_name",
@@ -104,7 +106,7 @@ class ChunkStore:
         self.chunks = self.verdict.chunks
         self.rows = sum(chunk.rows for chunk in self.chunks)
         seqs = [chunk.last_seq for chunk in self.chunks if chunk.last_seq is not None]
-        self.last_seq = self.durable_seq = max(seqs, default=-1)
+        self.last_seq = self.durable_seq = max([*seqs, self.verdict.last_seq])
         self._next_index = max(self.verdict.next_index, first_index)
         self._manifest = ManifestWriter(folder, session_id)
         self._manifest.write(started_at, self.chunks)
@@ -209,9 +211,20 @@ class ChunkStore:
         self._clear()
         return chunk
 
+    def finish(self) -> None:
+        """Put the index in order, for readers who will not look at the files.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._manifest.write(self._started_at, self.chunks)
+
     def close(self) -> None:
         """Give back what is held; what is open stays for `recover`."""
         self._manifest.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _enter_sealed(self, extent: _Extent) -> Chunk:
         """Name the open chunk as sealed and enter it; done again after a failure, it goes on."""

@@ -54,7 +54,7 @@ class Insistence:
 
     def go_on(self) -> None:
         """Be patient again."""
-        self._hurried = False
+        self._hurried, self._give_up_ns = False, None
 
     async def do(self, disk: Disk, work: Callable[[], object]) -> bool:
         """Do *work* on *disk*'s thread; False if it was given up: the trouble stays."""

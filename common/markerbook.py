@@ -24,6 +24,7 @@ class MarkerBook:
         self._new: list[Marker] = []
         self._written: list[Marker] = []
         self._file: Lines
+        self._spoilt = False  # the file has been refused a sync
 
     def load(self) -> None:
         """See what earlier runs have entered.
@@ -50,10 +51,13 @@ class MarkerBook:
             OSError: the disk refuses.
         """
         self._answered |= {marker.key: marker for marker in markers}
-        content = b"".join(to_json(marker) + b"\n" for marker in self._answered.values())
+        self._rewrite(list(self._answered.values()))
+
+    def _rewrite(self, markers: list[Marker]) -> None:
+        replace(self._folder / FILE, b"".join(to_json(marker) + b"\n" for marker in markers))
         self._file.close()
-        replace(self._folder / FILE, content)
         self._file = Lines(self._folder / FILE)
+        self._spoilt = False
 
     def recorded(self, key: tuple[str, str, int]) -> Marker | None:
         """The marker of that identity, if it is on the disk."""
@@ -86,9 +90,16 @@ class MarkerBook:
         """Into the file, and onto the disk.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the disk refuses. After a sync that failed, the next try writes the file anew.
         """
-        self._file.append(*new, sync=True)
+        if self._spoilt:
+            self._rewrite([*self._answered.values(), *self._written, *new])
+            return
+        try:
+            self._file.append(*new, sync=True)
+        except OSError:
+            self._spoilt = True
+            raise
 
     def written(self, markers: list[Marker]) -> None:
         """These are among the rows now, and not yet durable there."""

@@ -6,6 +6,7 @@ threads of its own, because a card may take seconds to sync; the event loop only
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,6 +70,10 @@ class Recorder:
         self._closing = self._stopping = False
         self._ended = asyncio.Event()
         self._record_changed = self._resumes = False
+        self._open_files: list[Callable[[], None]] = []
+        self._epochs_before = list(record.epochs)
+        self._after: list[Arrival] = []  # came while a stop was under way
+        self._refusal: DiskRefuses | None = None  # why the last stop came to nothing
         self._overflow: int | None = None  # the first number that found no room in memory
         self._before: Reading | None = None  # the last one of the run before this one
         self._epoch = 0
@@ -89,9 +94,13 @@ class Recorder:
         number = record.epochs[-1].epoch + 1 if record.epochs else 0
         record.epochs = [*record.epochs, begin_epoch(number, clock)]
         recorder = cls(folder, record, clock, listener, sync_s)
-        await recorder._disk.do(make_folder, folder)
-        await recorder._disk.do(recorder._save_record)  # first, so that a start cut short can be taken up
-        await recorder._begin()
+        try:
+            await recorder._disk.do(make_folder, folder)
+            await recorder._disk.do(recorder._save_record)  # first, so that a start cut short can be taken up
+            await recorder._begin()
+        except OSError:
+            recorder._let_go()
+            raise
         return recorder
 
     @classmethod
@@ -109,8 +118,24 @@ class Recorder:
             raise ValueError(f"{folder}: no session.json, or one without its clock's epochs")
         recorder = cls(folder, record, clock, listener, sync_s)
         recorder._resumes = True
-        await recorder._begin()
+        try:
+            await recorder._begin()
+        except OSError:
+            recorder._let_go()
+            raise
         return recorder
+
+    def _let_go(self) -> None:
+        """Give back the threads; what is open is closed with them."""
+        self._disk.post(self._close_files)
+        self._disk.close()
+        self._syncer.close()
+
+    def _close_files(self) -> None:
+        for close in self._open_files:
+            with suppress(OSError):
+                close()
+        self._open_files.clear()
 
     async def _begin(self) -> None:
         try:
@@ -125,13 +150,18 @@ class Recorder:
 
     def _open(self) -> None:
         record = self.record
+        self._close_files()  # of a try before this one
+        self._events, record.epochs = [], list(self._epochs_before)
         self._store = ChunkStore(
             self.folder, record.session_id, record.started_at, record.roll_interval_s, record.next_chunk
         )
+        self._open_files.append(self._store.close)
         self._before = last_reading(self.folder, self._store.chunks)
         self._book.load()
+        self._open_files.append(self._book.close)
         events = self.folder / "events.jsonl"
         self._event_file = Lines(events)
+        self._open_files.append(self._event_file.close)
         self._next_seq = max(self._store.last_seq + 1, record.next_seq)
         self._enter_epoch()
         told = events.read_bytes() + "\n".join(self._store.verdict.damage).encode()
@@ -139,7 +169,7 @@ class Recorder:
             self._events.append(self._event("damage", damage))
         self._complete_markers()
         if self._resumes:
-            end = "had been killed" if self._store.verdict.unclean else "had ended in order"
+            end = "had ended in order" if record.closed else "had been killed"
             resumed = f"after seq {self._next_seq - 1}: the recording {end}"
             self._events.append(self._event("resumed", resumed))
         self._event_file.append(*self._events, sync=True)
@@ -180,7 +210,9 @@ class Recorder:
     def take(self, arrival: Arrival) -> None:
         """Number an arrival and queue it for the disk; never waits."""
         if self._closing:
-            return  # after the end
+            if self._stopping and len(self._after) < WAITING_ROWS:
+                self._after.append(arrival)
+            return  # after the end, unless the disk refuses that
         a, at = arrival, arrival.stamp
         reading = Reading(
             self._next_seq, self._epoch, at.mono_ns, at.utc_ns, a.sensor_id, a.mode, a.value, a.temp_c, a.vin
@@ -191,7 +223,7 @@ class Recorder:
         if len(self._waiting) >= WAITING_ROWS:
             self._drop(reading)
             return
-        self._tell_dropped()
+        self._tell_dropped(reading.seq - 1)
         self._last_taken = reading.seq
         self._waiting.append(reading)
         self._wake.set()
@@ -211,10 +243,9 @@ class Recorder:
             self.note("memory_full", f"readings are being lost, from seq {reading.seq} on")
         self.dropped += 1  # the hole in the numbers says where
 
-    def _tell_dropped(self) -> None:
+    def _tell_dropped(self, last: int) -> None:
         if self._overflow is not None:
-            first, last = self._overflow, self._next_seq - 2
-            self._overflow = None
+            first, self._overflow = self._overflow, None
             self.note("readings_dropped", f"seq {first} to {last}: memory was full", last - first + 1)
 
     async def mark(self, marker: Marker) -> tuple[Marker, bool]:
@@ -256,28 +287,47 @@ class Recorder:
 
     async def run(self) -> None:
         """Write what comes in until `stop`; cancelled, seal what is open and leave the rest to `resume`."""
-        writing = asyncio.create_task(self._write())
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            self._close()
-            await writing
-            raise
-        finally:
-            await self._finish()
-            self._ended.set()
+        ended = False
+        while not ended:
+            writing = asyncio.create_task(self._write())
+            try:
+                await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                self._stopping = False
+                self._close()
+                await writing
+                raise
+            finally:
+                ended = await self._finish()
+                self._ended.set()
+            if not ended:
+                self._go_on()
+        self._release()
 
     async def stop(self) -> None:
-        """End the recording for ever; returns when its last chunk is sealed.
+        """End the recording for ever; returns when its last chunk is sealed and all of it is on the disk.
 
         Raises:
-            DiskRefuses: what waits in memory cannot be written; the recording goes on.
+            DiskRefuses: the disk does not take it; the recording goes on.
         """
         if not self._closing:
             await self._flush()
-        self._stopping = True
+        self._stopping, self._refusal = True, None
         self._close()
         await self._ended.wait()
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _go_on(self) -> None:
+        """The disk has refused the end: it has not come, and what came meanwhile is recorded."""
+        self._refusal = DiskRefuses(self._insistence.errno, self.trouble)
+        self._closing = self._stopping = False
+        self._record_changed = True  # whatever the disk has of it by now
+        self._ended.clear()
+        self._insistence.go_on()
+        after, self._after = self._after, []
+        for arrival in after:
+            self.take(arrival)
 
     async def _flush(self) -> None:
         """Until all that has been taken by now is durable."""
@@ -376,11 +426,11 @@ class Recorder:
 
     def _keep(self) -> None:
         if self._record_changed:
-            self._record_changed = False
             self._save_record()
+            self._record_changed = False
         if self._events_written:
-            self._events_written = False
             self._event_file.append(sync=True)
+            self._events_written = False
 
     def _write_events(self) -> None:
         events = self._events[:]  # the loop may add to it meanwhile
@@ -398,26 +448,38 @@ class Recorder:
         if chunk is not None:
             self._loop.call_soon_threadsafe(self._listener.sealed, chunk)
 
-    async def _finish(self) -> None:
+    async def _finish(self) -> bool:
+        """Write all there is; False if a stop must not be, because the disk does not take that."""
+        if self._stopping and self._waiting:
+            return False
         markers: list[Reading | Marker] = [row for row in self._waiting if isinstance(row, Marker)]
         self._give_up_waiting()
-        self._tell_dropped()
+        self._tell_dropped(self._next_seq - 1)
         if markers:
             await self._append(markers)
         async with self._syncing:
-            self.record.closed = await self._commit() and await self._insistence.do(self._disk, self._seal)
-        self._book.refuse(RecordingEnded(f"the disk did not take it in time: {self.trouble}"))
-        if self._stopping:
-            self.record.state = "stopped"
-            self.record.stopped_at = format_utc(self._clock.utc_ns())
-            await self._insistence.do(self._disk, self._reserve.release)
+            kept = await self._commit() and await self._insistence.do(self._disk, self._seal)
+        kept = kept and await self._insistence.do(self._disk, self._store.finish)
+        record, state = self.record, self.record.state
+        record.closed = kept
+        if self._stopping and kept:
+            record.state, record.stopped_at = "stopped", format_utc(self._clock.utc_ns())
         for work in (self._save_record, self._write_events, self._keep):
-            await self._insistence.do(self._disk, work)
-        self._store.close()
-        self._book.close()
-        self._event_file.close()
-        self._disk.close()
-        self._syncer.close()
+            kept = await self._insistence.do(self._disk, work) and kept
+        if self._stopping and not kept:
+            record.state, record.stopped_at, record.closed = state, None, False
+            return False
+        self._book.refuse(RecordingEnded(self.trouble or "the recording ended before it was written"))
+        return True
+
+    def _release(self) -> None:
+        if self.record.state == "stopped":
+            self._disk.post(self._give_back)
+        self._let_go()
+
+    def _give_back(self) -> None:
+        with suppress(OSError):
+            self._reserve.release()
 
     def _give_up_waiting(self) -> None:
         """What the disk would not take in time was never published: its numbers will be given out again."""

@@ -43,18 +43,24 @@ class Scan(Struct):
 class Verdict(Struct):
     """What recovery found and did, or what verification found.
 
-    chunks: as they are, or as they were when they were sealed, where that is known. next_index: beyond
-    every chunk there ever was.
+    chunks: as they are, or as they were when they were sealed, where that is known. next_index, last_seq:
+    of all chunks there ever were.
     """
 
     chunks: list[Chunk]
     unclean: bool = False  # a chunk was open: the last owner was killed or lost power
     damage: list[str] = []
     next_index: int = 0
+    last_seq: int = -1
 
     def add(self, chunk: Chunk) -> None:
         self.chunks.append(chunk)
+        self.reach(chunk)
+
+    def reach(self, chunk: Chunk) -> None:
+        """There is, or was, this one: its index and its numbers are never used again."""
         self.next_index = max(self.next_index, chunk.index + 1)
+        self.last_seq = max(self.last_seq, -1 if chunk.last_seq is None else chunk.last_seq)
 
 
 def sealed_name(index: int) -> str:
@@ -144,12 +150,14 @@ def recover(folder: Path) -> Verdict:
     chunk in `chunk_N.torn`.
     """
     known = _known(folder)
-    verdict = Verdict(chunks=[], next_index=max((chunk.index for chunk in known.values()), default=-1) + 1)
+    verdict = Verdict(chunks=[])
+    for chunk in known.values():
+        verdict.reach(chunk)
     for index, path in chunk_files(folder):
-        chunk = known.pop(path.name, None)
-        if chunk is not None:
-            verdict.damage += _changed(chunk, path.stat().st_size == chunk.size_bytes)
-            verdict.add(chunk)
+        sealed = known.pop(path.name, None)
+        if sealed is not None:
+            verdict.damage += _changed(sealed, path.stat().st_size == sealed.size_bytes)
+            verdict.add(sealed)
         else:
             verdict.unclean |= path.suffix == ".tmp"
             _finish(path, index, verdict)

@@ -2,7 +2,7 @@
 
 Knows nothing of pyserial: a `Link` carries the bytes. Only what flows by itself is used while
 `may_interrupt()` is false; the menu, which stops the stream for seconds, is then the last resort.
-Instants are seconds of the clock's monotonic time unless they end in _ns.
+Instants are seconds during which this program was awake, unless they end in _ns: monotonic time.
 """
 
 from collections import Counter, deque
@@ -24,7 +24,7 @@ from common.menu import (
 )
 from common.messages import Stamp
 from common.qseries import DataLine, Gate, Item, Noise, NoiseTally, Quality, ShapeLearned
-from common.talk import GARBLED_S, Link, LinkLost, Talker
+from common.talk import GARBLED_S, Link, LinkLost, Talker, Vigil
 
 LOOK_S = 0.5  # how often to see whether all is well when nothing calls earlier
 TRY_BAUD_S = 4.0
@@ -69,6 +69,8 @@ class Sensor:
         self.gate.tag = wanted.tag
         self.note = note
         self._clock = clock
+        self._vigil = Vigil(clock, note)
+        self._now_s = self._vigil.now_s
         self._wanted = wanted
         self._poll_s = 1 / poll_hz
         self._on_reading = on_reading
@@ -84,7 +86,7 @@ class Sensor:
         self._cure_at_s = 0.0
         self._poll_step, self._poll_at_s = 0, 0.0
         self._quality = Quality(self.gate)
-        self._talker = Talker(self.gate, self._quality, clock)
+        self._talker = Talker(self.gate, self._quality, self._vigil)
         self._noise, self._noise_at_s = NoiseTally(), 0.0
 
     @property
@@ -101,7 +103,7 @@ class Sensor:
     @property
     def last_line_age_s(self) -> float | None:
         """How long ago the last reading's line began; None before the first."""
-        return None if self._last_ns is None else self._now_s() - self._last_ns / 1e9
+        return None if self._last_ns is None else (self._clock.mono_ns() - self._last_ns) / 1e9
 
     def become(self, state: str, detail: str = "") -> None:
         """Change what health tells."""
@@ -123,13 +125,14 @@ class Sensor:
 
     def receive(self, data: bytes, stamp: Stamp) -> None:
         """Take bytes that arrived at *stamp*; never waits."""
+        self._vigil.look(stamp.mono_ns)
         gate = self.gate
         boots, words, lines, place = gate.boots, gate.words, gate.data_lines, gate.place
         self._take(gate.receive(data, stamp))
         if gate.words != words:
-            self._words_s = stamp.mono_ns / 1e9
+            self._words_s = self._now_s()
         if gate.words != words or gate.data_lines != lines:
-            self._heard, self._heard_s = True, stamp.mono_ns / 1e9
+            self._heard, self._heard_s = True, self._now_s()
         if gate.boots != boots:
             self._rebooted = not self._talker.busy.locked()  # else it was our own X
         if gate.place != place:
@@ -161,6 +164,7 @@ class Sensor:
             self._talker.wake()
             self._take(self.gate.resync())
             self._report_noise(at_once=True)
+            self._vigil.tell()
 
     async def configure(self, wanted: Wanted) -> SensorConfig:
         """Apply settings through the menu, which takes 8 to 20 s, and remember them for the next link.
@@ -184,9 +188,6 @@ class Sensor:
             self._wanted = self._wanted.updated(wanted)
             return config
 
-    def _now_s(self) -> float:
-        return self._clock.mono_ns() / 1e9
-
     def _take(self, items: list[Item]) -> None:
         for item in items:
             match item:
@@ -200,7 +201,7 @@ class Sensor:
 
     def _deliver(self, data: DataLine) -> None:
         mono_ns = data.stamp.mono_ns
-        if self._last_ns is not None:
+        if not self._vigil.belated(mono_ns) and self._last_ns is not None:
             self._gaps_s.append((mono_ns - self._last_ns) / 1e9)
         self._last_ns = mono_ns
         self._on_reading(data)

@@ -1,6 +1,7 @@
 """Talking over an open port: runs the talks of `common.menu` against whatever a `Link` carries."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -12,6 +13,8 @@ DEAF_S = 1.0  # a sensor that heard ESC sends no line later than this
 GARBLED_S = 3.0
 STEP_S = 0.5  # how often to look at the time while nothing arrives
 KEEP = 16_384  # bytes of what is heard; a menu is 1.5 kB
+LATE_NS = 1_000_000_000  # a pause that ends later than this was no pause: the program stood still
+BURST_NS = 200_000_000  # for what waited in the OS to be read after that
 
 
 class Link(Protocol):
@@ -39,21 +42,82 @@ class LinkLost(Exception):
     """The port is gone."""
 
 
+class Vigil:
+    """Knows when this program was awake: it may be stopped, or starved, while the sensor talks on.
+
+    Only a pause that ends too late tells, so work that takes long is no stall. What was waiting is stamped
+    at waking; the note says how many readings that were, among them any that truly came in that moment.
+
+    Args:
+        clock: what the stamps are made from.
+        note: called with (kind, detail, count), once for each stall.
+    """
+
+    def __init__(self, clock: Clock, note: Callable[[str, str, int], None]) -> None:
+        self._clock = clock
+        self._note = note
+        self._seen_ns = 0  # when last awake for certain
+        self._due_ns: int | None = None  # when the present pause should end
+        self._stood_ns = 0  # in all
+        self._stall_ns = 0  # the last one
+        self._woke_ns: int | None = None  # from a stall that is not yet told
+        self._belated = 0
+
+    def now_s(self) -> float:
+        """The time, in seconds, without that during which the program stood still: nobody listened then."""
+        return (self._clock.mono_ns() - self._stood_ns) / 1e9
+
+    def rest(self, within_s: float) -> None:
+        """A pause begins."""
+        self._seen_ns = self._clock.mono_ns()
+        self._due_ns = self._seen_ns + round(within_s * 1e9)
+
+    def rise(self) -> None:
+        """It has ended."""
+        self.look(self._clock.mono_ns())
+        self._due_ns = None
+
+    def look(self, now_ns: int) -> None:
+        """Something happens: see whether that is later than it can be."""
+        if self._woke_ns is not None and now_ns - self._woke_ns > BURST_NS:
+            self.tell()
+        if self._due_ns is not None and now_ns - self._due_ns > LATE_NS:
+            self._stall_ns = now_ns - self._seen_ns
+            self._stood_ns += self._stall_ns
+            self._woke_ns = self._due_ns = now_ns
+        self._seen_ns = now_ns
+
+    def belated(self, mono_ns: int) -> bool:
+        """Whether a reading of that stamp may have waited; counted if so."""
+        waited = self._woke_ns is not None and mono_ns >= self._woke_ns
+        self._belated += waited
+        return waited
+
+    def tell(self) -> None:
+        """Note the last stall, unless that is done."""
+        if self._woke_ns is None:
+            return
+        count, self._belated, self._woke_ns = self._belated, 0, None
+        what = f"{count} readings that came meanwhile carry the time of waking"
+        self._note("stalled", f"this program stood still for {self._stall_ns / 1e9:.1f} s: {what}", count)
+
+
 class Talker:
     """Holds one talk at a time; `busy` is held meanwhile, so that nobody else speaks.
 
     Args:
         gate: what is heard, to know a sensor that streams on regardless.
         quality: to give up early on a port at the wrong speed.
-        clock: for deadlines.
+        vigil: for deadlines; told of every pause.
     """
 
-    def __init__(self, gate: Gate, quality: Quality, clock: Clock) -> None:
+    def __init__(self, gate: Gate, quality: Quality, vigil: Vigil) -> None:
         self.busy = asyncio.Lock()
         self.pauses = 0
         self._gate = gate
         self._quality = quality
-        self._clock = clock
+        self._vigil = vigil
+        self._now_s = vigil.now_s
         self._wake = asyncio.Event()
         self._heard = bytearray()
 
@@ -76,9 +140,11 @@ class Talker:
         """
         self.pauses += 1
         if not link.lost:
+            self._vigil.rest(within_s)
             with suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
                     await self._wake.wait()
+            self._vigil.rise()
             self._wake.clear()
         if link.lost:
             raise LinkLost
@@ -116,6 +182,3 @@ class Talker:
         text = bytes(self._heard[: found.end()])
         del self._heard[: found.end()]
         return Answer("matched", text)
-
-    def _now_s(self) -> float:
-        return self._clock.mono_ns() / 1e9

@@ -13,7 +13,7 @@ class Recording(Struct, frozen=True, forbid_unknown_fields=True):
 
     roll_interval_s: Annotated[float, Meta(ge=1, le=15)] = 15.0
     """Longest a chunk stays open. Lower: old clients lose less at the end; higher: fewer files."""
-    sync_interval_s: Annotated[float, Meta(ge=0.1, le=60)] = 0.8
+    sync_interval_s: Annotated[float, Meta(ge=0.1, le=10)] = 0.8
     """Between syncs. Lower: a power cut costs less; higher: less wear of the card."""
     min_free_mb: Annotated[float, Meta(ge=0)] = 100.0
     """A recording is refused below this much free disk. Lower: starts later into a full card."""

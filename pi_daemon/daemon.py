@@ -1,7 +1,6 @@
 """The Pi daemon's parts, put together."""
 
 import asyncio
-import logging
 from itertools import count
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from pi_daemon.api import Api
 from pi_daemon.config import Config
 from pi_daemon.sessions import Sessions
 from pi_daemon.timeserver import TimeServer
-
-log = logging.getLogger(__name__)
 
 TIME_PORT_ABOVE_HTTP = 2  # 9150 -> 9152
 STATUS_S = 1.0
@@ -50,7 +47,6 @@ class Daemon:
         return self._sessions.recorder is None
 
     def _note(self, kind: str, detail: str, count: int) -> None:
-        log.info("%s: %s", kind, detail)
         self._announcer.note(kind, detail, count, self._instrument)
 
     async def run(self) -> None:

@@ -11,12 +11,12 @@ from uuid import uuid4
 from msgspec import Struct
 
 from common.announcer import Announcer
-from common.chunkstore import verify
+from common.chunkstore import chunk_files, recover, scan, verify
 from common.clock import Clock
 from common.disk import Disk
 from common.files import read_json, why
 from common.instrument import Arrival, Instrument
-from common.manifest import read_manifest
+from common.manifest import ManifestWriter, read_manifest
 from common.messages import Chunk, Marker
 from common.recorder import Recorder, RecordingEnded
 from common.recording import OpenChunk, Sequel, StreamRecord
@@ -84,6 +84,7 @@ class Sessions:
         self._lease: Lease | None = None
         self._changing = asyncio.Lock()
         self._resume_trouble = ""
+        self._unreadable = ""  # why a recording is left alone that should be going on
         self._disk = Disk("sessions")
         self._unfinished = Unfinished(self.folder, self._look_for_unfinished)
 
@@ -107,7 +108,7 @@ class Sessions:
     @property
     def trouble(self) -> str:
         """Why rows are not reaching the disk, "" when they are."""
-        return self._recorder.trouble if self._recorder else self._resume_trouble
+        return self._recorder.trouble if self._recorder else self._resume_trouble or self._unreadable
 
     def _look_for_unfinished(self) -> list[str]:
         found = []
@@ -162,6 +163,7 @@ class Sessions:
                 self._begin(await self._resumed(folder))
         except ValueError as error:
             log.error("not resumed: %s", error)
+            self._unreadable = f"session {folder.name} is not resumed: {error}"
         except OSError as error:
             self._wait_for_disk(f"session {folder.name}", error)
             return False
@@ -193,9 +195,19 @@ class Sessions:
                 await self._disk.do(self._unfinished.add, session_id)
                 record = self._new_record(session_id, wish)
                 sync_s = self._config.recording.sync_interval_s
-                self._begin(await Recorder.create(folder, record, self._clock, self._announcer, sync_s))
+                self._begin(await self._created(folder, record, sync_s))
             assert self._recorder is not None
             return self._recorder.record
+
+    async def _created(self, folder: Path, record: StreamRecord, sync_s: float) -> Recorder:
+        """A new recording; one that the disk refuses leaves nothing behind that would be taken up unasked."""
+        try:
+            return await Recorder.create(folder, record, self._clock, self._announcer, sync_s)
+        except OSError:
+            with suppress(OSError):
+                await self._disk.do(_remove_rowless, folder)
+                await self._disk.do(self._unfinished.remove, folder.name)
+            raise
 
     async def _is_new(self, folder: Path) -> bool:
         """False if a start that failed half-way has left this recording, which is then to be resumed.
@@ -314,8 +326,8 @@ class Sessions:
         if SESSION_ID.fullmatch(session_id):
             try:
                 state = await self._disk.do(_load, self.folder / session_id)
-            except ValueError as error:
-                raise Refused(404, f"session {session_id} cannot be read: {error}") from None
+            except ValueError as error:  # not 404: it is there
+                raise Refused(409, f"session {session_id} cannot be read: {error}") from None
             if state is not None:
                 return state
         raise Refused(404, f"unknown session {session_id!r}")
@@ -344,11 +356,27 @@ def _newest(data: Path, most: int) -> list[StreamRecord]:
     return records
 
 
+def _remove_rowless(folder: Path) -> None:
+    """Remove what a start that failed has left, if no row is in it."""
+    if folder.is_dir() and all(scan(path.read_bytes()).rows == 0 for _, path in chunk_files(folder)):
+        shutil.rmtree(folder)
+
+
+def _stopped_chunks(folder: Path) -> list[Chunk]:
+    """The chunks of a recording that nobody writes: files win over the manifest."""
+    manifest = read_manifest(folder)
+    known = {chunk.name for chunk in manifest.chunks} if manifest else set()
+    if {path.name for _, path in chunk_files(folder)} <= known and manifest is not None:
+        return manifest.chunks
+    mended = recover(folder)
+    ManifestWriter(folder, folder.name).write(manifest.started_at if manifest else "", mended.chunks)
+    return mended.chunks
+
+
 def _load(folder: Path) -> SessionState | None:
     record = read_json(folder / "session.json", StreamRecord)
     if record is None:
         return None
-    manifest = read_manifest(folder)
-    chunks = manifest.chunks if manifest else verify(folder).chunks
+    chunks = _stopped_chunks(folder) if record.state == "stopped" else verify(folder).chunks
     last_seq = max((chunk.last_seq for chunk in chunks if chunk.last_seq is not None), default=-1)
     return SessionState(record, chunks, sum(chunk.rows for chunk in chunks), last_seq, last_seq)

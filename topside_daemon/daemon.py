@@ -13,7 +13,7 @@ from common.announcer import Announcer
 from common.bus import STATUS, SURFACE, Publisher
 from common.clock import ClockWatch, SystemClock, machine_id
 from common.disk import Disk
-from common.files import read_json
+from common.files import read_json, why
 from common.instrument import Arrival, Instrument
 from common.messages import ChunkFrame, Reading, ReadingFrame, StatusFrame
 from common.metrics import Metric, counts, gauge, stream_metrics
@@ -34,6 +34,7 @@ from topside_daemon.session import Session
 
 log = logging.getLogger(__name__)
 
+FINAL = ("complete", "damaged")  # states in which nothing is left to do
 STATUS_S = 1.0
 ROOM_S = 60  # between looks at the room on the disk
 TICK_S = 0.1  # between looks at what the live fuser can settle
@@ -78,6 +79,7 @@ class Daemon:
             self._unfinished,
         )
         self._disk = Disk("sessions")
+        self._waiting: dict[Path, tuple[bool, str]] = {}  # to be resumed: recording, and why not yet
         self._at_work: set[str] = set()  # the folders of the sessions that are not settled
         self._session: Session | None = None
         self._changing = asyncio.Lock()
@@ -129,29 +131,53 @@ class Daemon:
             except ValueError as error:
                 log.error("not resumed: %s", error)
                 continue
-            if record is not None and record.state != "complete":
+            if record is not None and record.state not in FINAL:
                 found.append(str(path.parent.relative_to(self._folder)))
         return found
 
     async def _resume(self) -> None:
         """Go on with every session that is not yet settled; the one that is recording is the current."""
-        for name in await self._disk.do(self._unfinished.names):
-            try:
-                record = await self._disk.do(read_json, self._folder / name / "session.json", SessionRecord)
-            except ValueError as error:
-                log.error("not resumed: %s", error)
-                continue
-            if record is None or record.state == "complete":
-                await self._disk.do(self._unfinished.remove, name)
-            elif record.state == "partial":
-                continue  # until the Pi is found to have its record
-            elif not await self._take_up(self._folder / name, record.state == "recording"):
-                later = self._take_up_later(self._folder / name, record.state == "recording")
-                self._supervisor.start("resume", later)
+        try:
+            names = await self._disk.do(self._unfinished.names)
+        except OSError as error:
+            log.error("unfinished sessions wait to be resumed: %s", why(error))
+            self._waiting[self._folder] = (True, why(error))
+            self._supervisor.start("resume", self._resume_later())
+            return
+        for name in names:
+            await self._resume_one(name)
+
+    async def _resume_later(self) -> None:
+        await asyncio.sleep(RESUME_S)
+        async with self._changing:
+            self._waiting.pop(self._folder, None)
+            await self._resume()
+
+    async def _resume_one(self, name: str) -> None:
+        folder = self._folder / name
+        try:
+            record = await self._disk.do(read_json, folder / "session.json", SessionRecord)
+            if record is None or record.state in FINAL:
+                if record is None and await self._disk.do(_has_streams, folder):
+                    log.error("not resumed: %s has records and no session.json: fuse it by hand", folder)
+                return await self._disk.do(self._unfinished.remove, name)
+        except ValueError as error:
+            log.error("not resumed: %s", error)
+            return None
+        except OSError as error:  # an entry too many costs a look at the next start
+            log.error("%s: %s", folder, why(error))
+            return None
+        recording = record.state == "recording"
+        if record.state != "partial" and not await self._take_up(folder, recording):
+            self._supervisor.start("resume", self._take_up_later(folder, recording))
+        return None
 
     async def _look_for_lost(self, pi: Pi) -> None:
         """Complete the sessions that had to end without a record which this Pi has after all."""
-        for name in await self._disk.do(self._unfinished.names):
+        names: list[str] = []
+        with suppress(OSError):
+            names = await self._disk.do(self._unfinished.names)
+        for name in names:
             with suppress(PiError, ValueError, OSError):
                 record = await self._disk.do(read_json, self._folder / name / "session.json", SessionRecord)
                 if record is not None and record.state == "partial" and name not in self._at_work:
@@ -169,8 +195,9 @@ class Daemon:
         """A disk that refuses now may be mended while we serve."""
         while True:
             await asyncio.sleep(RESUME_S)
-            if await self._take_up(folder, recording):
-                return
+            async with self._changing:
+                if await self._take_up(folder, recording):
+                    return
 
     async def _take_up(self, folder: Path, recording: bool) -> bool:
         """False if the disk refuses; a session that is damaged is left alone, and said so."""
@@ -180,10 +207,12 @@ class Daemon:
             log.error("not resumed: %s", error)
             return True
         except OSError as error:
-            self._announcer.events["resume_refused"] += 1
-            if self._announcer.events["resume_refused"] == 1:
-                log.error("%s waits to be resumed: %s", folder, error.strerror)
+            if folder not in self._waiting:
+                self._announcer.events["resume_refused"] += 1
+                log.error("%s waits to be resumed: %s", folder, why(error))
+            self._waiting[folder] = (recording, why(error))
             return False
+        self._waiting.pop(folder, None)
         if recording or self._session is None:
             self._session = session
         self._supervisor.start(f"session {folder.name}", self._run(session))
@@ -195,6 +224,9 @@ class Daemon:
             if self._session is not None and not self._session.ended:
                 other = self._session.record.session_id
                 raise Refused(409, f"already recording session {other}: stop it first")
+            for folder, (recording, reason) in self._waiting.items():
+                if recording:
+                    raise Refused(409, f"{folder} is recording and waits for its disk: {reason}")
             if self._pi is None and self._instrument is None:
                 raise Refused(424, "neither a Pi nor a serial port is configured: give --pi or --serial")
             await self._know_pi()
@@ -290,7 +322,6 @@ class Daemon:
             self._announcer.idle(arrival)
 
     def _note(self, kind: str, detail: str, count: int) -> None:
-        log.info("surface %s: %s", kind, detail)
         if self._instrument is not None:
             self._announcer.note(kind, detail, count, self._instrument)
 
@@ -322,6 +353,8 @@ class Daemon:
                 log.info("%s: %s", change.kind, change)
                 if self._session is not None and not self._session.ended:
                     self._session.clock_changed(change)
+            if self._session is not None:
+                await self._session.catch_up()
             if second % ROOM_S == 0 and (low := await asyncio.to_thread(room.look)):
                 self._tell(*low, 1)
             await asyncio.sleep(STATUS_S)
@@ -342,6 +375,10 @@ class Daemon:
 def _told_of(inwater: StatusFrame) -> dict[str, Any]:
     names = ("state", "detail", "storage", "dropped", "events")
     return {name: getattr(inwater, name) for name in names}
+
+
+def _has_streams(folder: Path) -> bool:
+    return any(folder.glob("in-water_*/chunk_*")) or any(folder.glob("surface_*/chunk_*"))
 
 
 class _Surface(Announcer):

@@ -91,6 +91,7 @@ class MarkerWriter:
             on_surface, on_pi = await asyncio.gather(
                 _on_surface(surface, marker), self._on_pi(told, None if detail else pi, session_id, marker)
             )
+            taken = pi is not None and not detail and not on_pi
             if label:
                 detail = await self._compare(told, pi, kind, sequence, probes)
             detail = detail or on_pi or on_surface
@@ -99,11 +100,12 @@ class MarkerWriter:
                 if kind == "START":
                     self.started, self.started_ns = True, marker.mono_ns
         except OSError as error:
+            taken = False
             marker = self._here(kind, sequence, label)
             detail = f"the marker is not in the session's files: {error.strerror}"
         if told:  # all at once, as it will be read from the file
             self._on_burst(told)
-        return Marked(kind, sequence, format_utc(marker.utc_ns), pi is not None and not detail, detail)
+        return Marked(kind, sequence, format_utc(marker.utc_ns), taken, detail)
 
     async def probe(self, pi: Pi, probes: int) -> None:
         """Compare the clocks between markers; neither record says anything of it.

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from common.chunkstore import HEAD, open_name, scan, sealed_chunks
+from common.chunkstore import HEAD, chunk_files, open_name, scan, sealed_chunks
 from common.disk import Disk
 from common.files import Appender, fsync_folder, make_folder, read_json, replace, set_aside, why
 from common.manifest import ManifestWriter, digest_of, read_manifest
@@ -108,11 +108,12 @@ class Mirror:
                 chunk = found.chunk(int(path.stem.removeprefix("chunk_"))) if found.whole else None
             if chunk is not None:
                 self._hold(chunk)
-        for suffix in (ASIDE, DAMAGED):
-            for path in self.folder.glob(f"chunk_*{suffix}*"):
-                self._spoilt.add(int(path.name.partition(".")[0].removeprefix("chunk_")))
-        for path in self.folder.glob("chunk_*.tmp"):
-            index = int(path.stem.removeprefix("chunk_"))
+        for path in (*self.folder.glob(f"*{ASIDE}*"), *self.folder.glob(f"*{DAMAGED}*")):
+            number = path.name.partition(".")[0].removeprefix("chunk_")
+            self._spoilt |= {int(number)} if number.isdecimal() else set()
+        for index, path in chunk_files(self.folder):
+            if path.suffix != ".tmp":
+                continue
             if index in self._held:
                 path.unlink()
                 continue
@@ -247,8 +248,14 @@ class Mirror:
         for chunk in listed:
             if not await self._disk.do(self._is_intact, chunk):
                 await self._let_go(chunk, f"the copy of {chunk.name} has been damaged here")
-        if len(self._held) < len(listed):
+        if any(chunk.index not in self._held for chunk in listed):
             raise Incomplete("part of the copy was damaged here and is fetched again")
+        known = {chunk.index for chunk in listed}
+        first = min(known, default=0)  # what is before is only here: the Pi had lost its earlier part
+        files = await self._disk.do(chunk_files, self.folder)
+        strange = [path.name for i, path in files if path.suffix == ".csv" and first <= i not in known]
+        if strange:
+            raise Incomplete(f"{len(strange)} chunks here are not the Pi's: {', '.join(strange[:NAMED])}")
         rows = sum(chunk.rows for chunk in listed)
         if rows != standing.rows or self.last_seq < standing.last_seq:
             raise Incomplete(f"the Pi's chunks have {rows} rows, it says {standing.rows}")
@@ -275,8 +282,11 @@ class Mirror:
         await self._turn_to(chunk.index)
         if len(self._open.content) < chunk.size_bytes:
             await self._fetch(chunk)
-        if not _is(self._open.content, chunk):
+        if not _is(self._open.content, chunk) and chunk.index not in self._avoided:
             self._note("mirror_refetch", f"what is here of {chunk.name} is not the Pi's: all of it again", 1)
+            self._spoilt.add(chunk.index)
+            held = self._open.content  # it may be right, and the Pi's not
+            await self._disk.do(set_aside, self.folder / chunk.name, held, ASIDE)
             await self._turn_to(-1)
             await self._turn_to(chunk.index)
             await self._fetch(chunk)
@@ -298,10 +308,10 @@ class Mirror:
     async def _avoid(self, chunk: Chunk) -> None:
         """The Pi gives something else than it has sealed: keep that beside, and ask again later and later."""
         content = self._open.content
-        await self._turn_to(-1)
         self._spoilt.add(chunk.index)
         if content:
             await self._disk.do(set_aside, self.folder / chunk.name, content, DAMAGED)
+        await self._turn_to(-1)
         _, waited_s = self._avoided.get(chunk.index, (0.0, AVOID_S / 2))
         if chunk.index not in self._avoided:
             readable = scan(content).rows
@@ -381,6 +391,10 @@ class Mirror:
             for path in self.folder.glob(f"{Path(chunk.name).stem}{suffix}*"):
                 if {row for row in path.read_bytes().splitlines() if _is_row(row)} <= there:
                     path.unlink()
+
+    def let_go(self) -> None:
+        """Give back the thread."""
+        self._disk.close()
 
     async def close(self) -> None:
         """The copy is finished, or left for another day: put its index in order."""

@@ -9,6 +9,7 @@ import logging
 import re
 import socket
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from uuid import uuid4
 import msgspec
 from msgspec import structs
 
+from common.chunkstore import verify
 from common.clock import ClockChange, begin_epoch
 from common.disk import Disk
 from common.files import Lines, make_folder, read_json, replace, why
@@ -39,6 +41,7 @@ RETRY_S = 0.5  # between knocks at a Pi that does not answer, and attempts at a 
 REFUSED_S = 2.0  # between attempts at a Pi that answers, but refuses
 INCOMPLETE_MAX_S = 60.0  # longest between attempts to get what the Pi does not give
 BREATH_S = 0.2  # shortest time between two pulls, however often the bus wakes us
+ALONE_S = 2.0  # likewise on this side only
 MARK_S = 12.0  # the STOP marker may take this long on a bad link or disk
 STOP_S = 60.0  # how long `stop` waits for the agreement before it answers without
 SLUG = re.compile(r"[^A-Za-z0-9._-]+")
@@ -55,6 +58,9 @@ class Session:
         self.events: Counter[str] = Counter()
         self.pi_trouble = ""
         self._lost_by_pi = False
+        self._wanted = ("", "")  # state and detail, once it is fused
+        self._unwritten: list[Event] = []
+        self._unsaved = False
         self.holder = f"{socket.gethostname()}, session {record.sync_id[:8]}"
         self.report: dict[str, Any] | None = None
         self._deck = deck
@@ -90,9 +96,14 @@ class Session:
         )
         folder = Path(deck.config.data) / slug(mission) / f"session_{stamp}"
         session = cls(folder, record, deck, view)
-        await session._disk.do(deck.unfinished.add, str(folder.relative_to(deck.config.data)))
-        await session._disk.do(make_folder, folder)
-        await session._open()
+        try:
+            await session._disk.do(deck.unfinished.add, str(folder.relative_to(deck.config.data)))
+            await session._disk.do(make_folder, folder)
+            await session._disk.do(replace, folder / "session.json", to_json(record))
+            await session._open()
+        except OSError:
+            session.let_go()
+            raise
         return session
 
     @classmethod
@@ -109,9 +120,19 @@ class Session:
         last, now = record.epochs[-1], begin_epoch(len(record.epochs), deck.clock)
         if now.boot_id != last.boot_id or now.mono_ns < last.mono_ns:
             record.epochs.append(now)
-        await session._open()
+        try:
+            await session._open()
+        except OSError:
+            session.let_go()
+            raise
         session.note("session_resumed", f"in state {record.state}")
         return session
+
+    def let_go(self) -> None:
+        """Give back the threads of a session that does not come about."""
+        if self.mirror is not None:
+            self.mirror.let_go()
+        self._disk.close()
 
     async def _open(self) -> None:
         record = self.record
@@ -167,7 +188,8 @@ class Session:
                 await self._enter("stopping", "")
             if self.recorder is not None:
                 await self._stop_surface(self.recorder)
-                self._deck.announcer.recorder = None
+                if self._deck.announcer.recorder is self.recorder:
+                    self._deck.announcer.recorder = None
         await self._settle()
         await self._close()
 
@@ -176,8 +198,10 @@ class Session:
             async with asyncio.timeout(MARK_S):
                 await self.beat.mark("STOP", None)
         except TimeoutError:
-            self.note("stop_unmarked", "the Pi did not take the STOP marker in time")
-            await self.beat.mark("STOP", None, alone=True)
+            self.note("stop_unmarked", "the STOP marker was not taken in time")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ALONE_S):
+                    await self.beat.mark("STOP", None, alone=True)
 
     async def _stop_surface(self, recorder: Recorder) -> None:
         while True:
@@ -190,7 +214,7 @@ class Session:
         try:
             if self.mirror is not None:
                 await self.mirror.close()
-            if self.record.state == "complete":
+            if self.record.state in ("complete", "damaged"):
                 name = str(self.folder.relative_to(self._deck.config.data))
                 await self._disk.do(self._deck.unfinished.remove, name)
         except OSError as error:  # both are found out again from the files
@@ -312,7 +336,22 @@ class Session:
             await self._fuse("partial", f"there is no in-water record: {trouble or 'the Pi was not there'}")
         else:
             self._pi_is("")
-            await self._fuse("complete", "")
+            damage = await self._surface_damage()
+            await self._fuse("damaged" if damage else "complete", damage)
+        while self.record.state == "failed":  # there may be room another time
+            wait_s = min(2 * wait_s, INCOMPLETE_MAX_S)
+            await self._pause(wait_s)
+            await self._fuse(*self._wanted)
+
+    async def _surface_damage(self) -> str:
+        """What has become of the surface record since it was written; "" if it is whole."""
+        folder = self.folder / f"surface_{self.record.session_id}"
+        if not folder.is_dir():
+            return ""
+        damage = (await self._disk.do(verify, folder)).damage
+        if damage:
+            self.note("surface_damaged", "; ".join(damage[:5]), len(damage))
+        return f"the surface record is damaged: {'; '.join(damage[:5])}" if damage else ""
 
     async def _close_inwater(self) -> None:
         """Stop the Pi, fetch all it has, and prove that it is all here.
@@ -339,6 +378,7 @@ class Session:
         await self.mirror.prove(standing)
 
     async def _fuse(self, state: str, detail: str) -> None:
+        self._wanted = (state, detail)
         final = structs.replace(self.record, state=state, detail=detail)
         stamped = format_utc(self._deck.clock.utc_ns())
         try:
@@ -375,8 +415,11 @@ class Session:
             content = to_json(self.record)
             try:
                 await self._disk.do(replace, self.folder / "session.json", content)
+                self._unsaved = False
             except OSError as error:
-                log.error("%s is out of date: %s", self.folder / "session.json", why(error))
+                if not self._unsaved:
+                    log.error("%s is out of date: %s", self.folder / "session.json", why(error))
+                self._unsaved = True
 
     def note(self, kind: str, detail: str, count: int = 1) -> None:
         """One line into the session's events.jsonl."""
@@ -387,10 +430,14 @@ class Session:
         self._disk.post(lambda: self._write_event(event))
 
     def _write_event(self, event: Event) -> None:
+        self._unwritten.append(event)
         try:
-            self._event_file.append(event)
+            self._event_file.append(*self._unwritten)
         except OSError as error:
-            log.error("the event is only here: %s", why(error))
+            if len(self._unwritten) == 1:
+                log.error("events wait in memory: %s", why(error))
+        else:
+            self._unwritten.clear()
 
     def from_bus(self, reading: Reading) -> None:
         """A live reading of this session."""
@@ -409,6 +456,13 @@ class Session:
 
     def _deliver(self, readings: list[Reading]) -> None:
         self._view.inwater(readings)
+
+    async def catch_up(self) -> None:
+        """Write what a disk that refused has left in memory; to be called now and then."""
+        if self._unsaved:
+            await self._save()
+        if self._unwritten:
+            self.note("disk_recovered", "events are being written again")
 
     @property
     def ended(self) -> bool:
