@@ -5,7 +5,6 @@ threads of its own, because a card may take seconds to sync; the event loop only
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +22,6 @@ from common.messages import Chunk, Event, Marker, Reading, to_json
 from common.recording import Listener, OpenChunk, StreamRecord
 from common.recovery import last_reading, set_aside_untold
 from common.rows import encode_marker_row, encode_row, format_utc
-
-log = logging.getLogger(__name__)
 
 SYNC_S = 0.8  # between syncs: with a quick disk no row is exposed to a power cut for longer than a second
 WAITING_ROWS = 60_000  # kept in memory while the disk refuses: four minutes at 250 readings/s
@@ -488,7 +485,6 @@ class Recorder:
             self.dropped += len(readings)
             lost = f"seq {readings[0].seq} to {readings[-1].seq}: {self.trouble}"
             self.note("readings_lost", lost, len(readings))
-            log.error("readings lost, %s", lost)
         self._waiting.clear()
 
     @property

@@ -82,8 +82,7 @@ class Sensor:
         self._gaps_s: deque[float] = deque(maxlen=9)
         self._rebooted = False
         self._silent_since_s: float | None = None
-        self._cures = 0  # tried in vain since readings flowed
-        self._cure_at_s = 0.0
+        self._cures, self._cure_at_s = 0, 0.0  # tried in vain since readings flowed; when to try again
         self._poll_step, self._poll_at_s = 0, 0.0
         self._quality = Quality(self.gate)
         self._talker = Talker(self.gate, self._quality, self._vigil)

@@ -141,10 +141,12 @@ class Talker:
         self.pauses += 1
         if not link.lost:
             self._vigil.rest(within_s)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(within_s):
-                    await self._wake.wait()
-            self._vigil.rise()
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(within_s):
+                        await self._wake.wait()
+            finally:
+                self._vigil.rise()
             self._wake.clear()
         if link.lost:
             raise LinkLost

@@ -11,10 +11,12 @@ import pytest
 
 from common.chunkstore import ChunkStore, recover, verify
 from common.disk import Disk
-from common.files import Appender, Reserve, is_full, read_lines, why
+from common.files import Appender, Reserve, is_full, read_json, read_lines, why
 from common.insistence import Insistence
-from common.messages import Event
+from common.manifest import Manifest
+from common.messages import Event, Marker
 from common.recorder import DiskRefuses, Recorder
+from common.recording import StreamRecord
 from common.rows import encode_row
 from tests.sim.clocks import SimClock
 from tests.sim.disk import content_of, full_after
@@ -166,6 +168,80 @@ async def test_a_stop_that_the_disk_refuses_ends_nothing(tmp_path: Path, monkeyp
     assert recorder.record.state == "stopped"
     assert seqs_in(folder) == list(range(7))
     assert (recorder.dropped, heard.kinds) == (0, ["disk_trouble", "disk_recovered"])
+
+
+@pytest.mark.parametrize("in_the_way", ["manifest.json.new", "session.json.new"])
+async def test_a_stop_that_is_not_kept_whole_ends_nothing(
+    tmp_path: Path, monkeypatch: Patch, in_the_way: str
+) -> None:
+    """Whatever the disk refuses of an end is told, what comes meanwhile is kept, the next stop is whole."""
+    monkeypatch.setattr("common.recorder.CLOSE_S", 0.05)
+    monkeypatch.setattr("common.insistence.RETRY_S", 0.01)
+    clock, folder = SimClock(), tmp_path / "stream"
+    heard = Heard(folder)
+    async with at_work(await Recorder.create(folder, new_record(), clock, heard)) as recorder:
+        take(recorder, clock, 3)
+        await until(lambda: recorder.durable_seq == 2)
+        (folder / in_the_way).mkdir()
+        stopping = asyncio.create_task(recorder.stop())
+        await until(lambda: recorder.trouble != "")
+        take(recorder, clock, 2)
+        clock.advance(1.0)
+        with pytest.raises(DiskRefuses, match="directory"):
+            await stopping
+        assert recorder.record.state == "recording"
+        take(recorder, clock, 2)
+        (folder / in_the_way).rmdir()
+        await recorder.stop()
+    record = read_json(folder / "session.json", StreamRecord)
+    assert record is not None and record.state == "stopped" and record.closed
+    assert seqs_in(folder) == list(range(7))
+    assert verify(folder).damage == []
+    manifest = read_json(folder / "manifest.json", Manifest)
+    assert manifest is not None and manifest.total_rows == 7
+
+
+def test_what_an_end_promises_is_synced_in_order(tmp_path: Path, monkeypatch: Patch) -> None:
+    """Rows, then the folder with the sealed name, then the manifest, then the record that says stopped."""
+    synced: list[str] = []
+
+    def fsync(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        TRUE_FSYNC(fd)
+
+    async def live() -> None:
+        clock, folder = SimClock(), tmp_path / "stream"
+        async with at_work(await Recorder.create(folder, new_record(), clock, Heard(folder))) as recorder:
+            take(recorder, clock, 3)
+            await until(lambda: recorder.durable_seq == 2)
+            now = clock.stamp()
+            await recorder.mark(Marker("f47ac10b", "STOP", 0, 0, now.mono_ns, now.utc_ns, -1))
+            monkeypatch.setattr(os, "fsync", fsync)
+            take(recorder, clock, 1)
+            await recorder.stop()
+
+    asyncio.run(live())
+    wanted = ["chunk_00000.tmp", "stream", "manifest.json.new", "session.json.new"]
+    places = [synced.index(name) for name in wanted]
+    assert places == sorted(places)
+
+
+async def test_a_marker_is_answered_after_its_record_and_its_row_are_synced(
+    tmp_path: Path, monkeypatch: Patch
+) -> None:
+    """First the line of the record, then the row."""
+    clock, folder = SimClock(), tmp_path / "stream"
+    async with at_work(await Recorder.create(folder, new_record(), clock, Heard(folder))) as recorder:
+        synced: list[str] = []
+
+        def fsync(fd: int) -> None:
+            synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+            TRUE_FSYNC(fd)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        now = clock.stamp()
+        await recorder.mark(Marker("f47ac10b", "STOP", 0, 0, now.mono_ns, now.utc_ns, -1))
+        assert synced.index("markers.jsonl") < synced.index("chunk_00000.tmp")
 
 
 async def test_trouble_is_told_once_however_many_have_it(tmp_path: Path, monkeypatch: Patch) -> None:

@@ -76,3 +76,26 @@ def test_a_pi_that_has_lost_its_card_goes_on_with_the_session(tmp_path: Path) ->
             assert fused_inwater(topside) == len(rows)
             epochs = json.loads((mirror / "session.json").read_text())["epochs"]
             assert [epoch["epoch"] for epoch in epochs] == [0, 1]
+
+
+def test_damage_here_is_found_before_a_session_is_called_complete(tmp_path: Path) -> None:
+    """A wrong byte in the copy is made good from the Pi; one in the surface record is said, by name."""
+    config = tmp_path / "topside.toml"
+    config.write_text("[recording]\nroll_interval_s = 1\n")
+    with Talker(tmp_path / "inwater", 20.0) as inwater, Talker(tmp_path / "surface", 20.0) as surface:
+        pi = PiDaemon(tmp_path / "pi", serial=str(inwater.link))
+        flags = {"serial": str(surface.link), "pi": f"http://127.0.0.1:{pi.http}", "config": str(config)}
+        with pi, TopsideDaemon(tmp_path / "topside", **flags) as topside:
+            pi.wait_streaming()
+            topside.wait_streaming()
+            topside.post("/session/start", {"mission": "damage"})
+            for role in ("in-water", "surface"):
+                pattern = f"*/session_*/{role}_*/chunk_00000.csv"
+                topside.wait_for(lambda pattern=pattern: any(topside.data.glob(pattern)))  # type: ignore[misc]
+                (path,) = topside.data.glob(pattern)
+                path.write_bytes(path.read_bytes().replace(b"freerun", b"freerum", 1))
+            said = topside.post("/session/stop")[1]
+            assert said["state"] == "damaged" and "chunk_00000.csv" in said["detail"]
+            assert said["events"]["mirror_refetch"] == 1 and said["events"]["surface_damaged"] >= 1
+            (mirror,) = topside.data.glob("*/session_*/in-water_*")
+            assert recorded(mirror) == recorded(pi.data / kept(topside)["session_id"])

@@ -30,7 +30,7 @@ class Recording(Struct, frozen=True, forbid_unknown_fields=True):
 
     roll_interval_s: Annotated[float, Meta(ge=1, le=15)] = 15.0
     """Longest a chunk stays open. Lower: more files; higher: more re-hashing when one is pulled."""
-    sync_interval_s: Annotated[float, Meta(ge=0.1, le=60)] = 0.8
+    sync_interval_s: Annotated[float, Meta(ge=0.1, le=10)] = 0.8
     """Between syncs of the surface record. Lower: a power cut costs less; higher: less wear of the disk."""
 
 

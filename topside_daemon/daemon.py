@@ -80,7 +80,7 @@ class Daemon:
         )
         self._disk = Disk("sessions")
         self._waiting: dict[Path, tuple[bool, str]] = {}  # to be resumed: recording, and why not yet
-        self._at_work: set[str] = set()  # the folders of the sessions that are not settled
+        self._at_work: dict[str, Session] = {}  # the folders of the sessions that are not settled
         self._session: Session | None = None
         self._changing = asyncio.Lock()
         self._bus: PiBus | None = None
@@ -187,9 +187,9 @@ class Daemon:
 
     async def _run(self, session: Session) -> None:
         name = str(session.folder.relative_to(self._folder))
-        self._at_work.add(name)
+        self._at_work[name] = session
         await session.run()
-        self._at_work.discard(name)
+        del self._at_work[name]
 
     async def _take_up_later(self, folder: Path, recording: bool) -> None:
         """A disk that refuses now may be mended while we serve."""
@@ -270,6 +270,11 @@ class Daemon:
             "inwater": _told_of(inwater) if inwater else None,
             "surface": msgspec.to_builtins(self._instrument.health()) if self._instrument else None,
             "events": dict(self._announcer.events),
+            "unfinished": [
+                {"folder": name, "state": session.record.state, "detail": session.record.detail}
+                for name, session in self._at_work.items()
+                if session is not self._session
+            ],
             **self._live.status(),
         }
 
@@ -280,12 +285,12 @@ class Daemon:
             metrics.append(gauge("qsensor_pi_heard", "1 while the Pi's bus is heard.", not self._bus.silent))
         if session is not None:
             metrics += [
-                counts("qsensor_session_events_total", "What happened, by kind.", "kind", session.events),
+                counts("qsensor_session_events_total", "What happened, by kind.", "kind", session.log.counts),
                 gauge("qsensor_inwater_seq", "Newest in-water number known.", session.ordering.next_seq - 1),
                 gauge(
                     "qsensor_inwater_mirrored_seq",
                     "Newest in-water number copied.",
-                    session.mirror.last_seq if session.mirror else -1,
+                    session.inwater.mirror.last_seq if session.inwater else -1,
                 ),
                 gauge("qsensor_inwater_missing", "Numbers the Pi lost.", session.ordering.missing),
                 gauge("qsensor_exchanges", "Clock comparisons of this session.", session.markers.exchanges),
@@ -302,16 +307,21 @@ class Daemon:
             "mission": record.mission,
             "folder": str(session.folder),
             "state": record.state,
-            "detail": record.detail or session.pi_trouble,
+            "detail": record.detail or session.pi_trouble or (recorder.trouble if recorder else ""),
             "inwater_seq": session.ordering.next_seq - 1,
-            "inwater_durable_seq": session.mirror.last_seq if session.mirror else -1,
+            "inwater_durable_seq": session.inwater.mirror.last_seq if session.inwater else -1,
             "inwater_missing": session.ordering.missing,
             "inwater_repaired": session.ordering.repaired,
             "surface_seq": recorder.last_seq if recorder else -1,
             "surface_durable_seq": recorder.durable_seq if recorder else -1,
             "surface_storage": recorder.trouble if recorder else "",
+            "surface_dropped": recorder.dropped if recorder else 0,
             "exchanges": session.markers.exchanges,
-            "events": dict(session.events),
+            "events": dict(session.log.counts),
+            "streams": {
+                "inwater": dict(session.inwater.events) if session.inwater else {},
+                "surface": dict(self._announcer.events),
+            },
             "report": None if brief else session.report,
         }
 
@@ -350,9 +360,10 @@ class Daemon:
             for news in self._bus.news() if self._bus else []:
                 self._tell(*news)
             for change in clocks.look():
-                log.info("%s: %s", change.kind, change)
                 if self._session is not None and not self._session.ended:
                     self._session.clock_changed(change)
+                else:
+                    log.info("%s: %s", change.kind, change)
             if self._session is not None:
                 await self._session.catch_up()
             if second % ROOM_S == 0 and (low := await asyncio.to_thread(room.look)):

@@ -7,8 +7,6 @@ this process or the next one. Killing the daemon never ends a session.
 import asyncio
 import logging
 import re
-import socket
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,18 @@ from msgspec import structs
 from common.chunkstore import verify
 from common.clock import ClockChange, begin_epoch
 from common.disk import Disk
-from common.files import Lines, make_folder, read_json, replace, why
-from common.messages import Event, Reading, to_json
+from common.files import make_folder, read_json, replace, why
+from common.messages import Reading, to_json
 from common.recorder import Recorder
 from common.recording import StreamRecord
 from common.rows import format_utc
 from topside_daemon.beat import Beat
 from topside_daemon.deck import Deck, View
+from topside_daemon.eventlog import EventLog
 from topside_daemon.fusion.tether import LinkMemory
+from topside_daemon.inwater import Inwater
 from topside_daemon.markers import Marked, MarkerWriter
-from topside_daemon.mirror import Incomplete, Mirror
+from topside_daemon.mirror import Incomplete
 from topside_daemon.ordering import Ordering
 from topside_daemon.pi import PiError
 from topside_daemon.products import SessionRecord, produce
@@ -55,13 +55,8 @@ class Session:
         self.folder = folder
         self.record = record
         self.recorder: Recorder | None = None
-        self.events: Counter[str] = Counter()
-        self.pi_trouble = ""
-        self._lost_by_pi = False
         self._wanted = ("", "")  # state and detail, once it is fused
-        self._unwritten: list[Event] = []
         self._unsaved = False
-        self.holder = f"{socket.gethostname()}, session {record.sync_id[:8]}"
         self.report: dict[str, Any] | None = None
         self._deck = deck
         self._view = view
@@ -70,12 +65,11 @@ class Session:
         self._settled = asyncio.Event()
         self._saving = asyncio.Lock()
         self._disk = Disk("session")
-        self.mirror: Mirror | None = None
+        self.log = EventLog(deck.clock, self._disk)
+        self.note = self.log.note
+        self.inwater: Inwater | None = None
         if deck.pi is not None and record.inwater:
-            in_water = folder / f"in-water_{record.session_id}"
-            self.mirror = Mirror(
-                deck.pi, record.session_id, in_water, self._from_files, self.note, self.holder
-            )
+            self.inwater = Inwater(folder, record, deck, deck.pi, self._from_files, self.note, self._save)
         self.ordering = Ordering(0, self._deliver)
 
     @classmethod
@@ -130,8 +124,8 @@ class Session:
 
     def let_go(self) -> None:
         """Give back the threads of a session that does not come about."""
-        if self.mirror is not None:
-            self.mirror.let_go()
+        if self.inwater is not None:
+            self.inwater.mirror.let_go()
         self._disk.close()
 
     async def _open(self) -> None:
@@ -139,12 +133,12 @@ class Session:
         self._view.begin(
             record.session_id, record.epochs, record.inwater, record.surface, record.link, record.fusion
         )
-        self._event_file = await asyncio.to_thread(Lines, self.folder / "events.jsonl")
+        await self.log.open(self.folder)
         self.markers = await asyncio.to_thread(MarkerWriter, self.folder, record.sync_id, self._deck.clock)
         self.markers.watch(self._view.burst)
-        if self.mirror is not None:
-            await self.mirror.load()
-            self.ordering.next_seq = self.mirror.last_seq + 1
+        if self.inwater is not None:
+            await self.inwater.mirror.load()
+            self.ordering.next_seq = self.inwater.mirror.last_seq + 1
         await self._open_surface()
         self.beat = Beat(self.markers, record, self.recorder, self._deck, self._view, self.note)
         await self._save()
@@ -212,15 +206,15 @@ class Session:
 
     async def _close(self) -> None:
         try:
-            if self.mirror is not None:
-                await self.mirror.close()
+            if self.inwater is not None:
+                await self.inwater.mirror.close()
             if self.record.state in ("complete", "damaged"):
                 name = str(self.folder.relative_to(self._deck.config.data))
                 await self._disk.do(self._deck.unfinished.remove, name)
         except OSError as error:  # both are found out again from the files
             log.warning("%s: %s", self.folder, why(error))
         self.markers.close()
-        await self._disk.do(self._event_file.close)
+        await self.log.close()
         self._disk.close()
 
     async def stop(self) -> None:
@@ -250,58 +244,22 @@ class Session:
 
     async def _follow(self) -> None:
         """Keep the Pi recording and its copy here up to date."""
-        if self.mirror is None:
-            return
-        while not self._stop_asked.is_set():
+        inwater = self.inwater
+        while inwater is not None and not self._stop_asked.is_set():
             try:
-                await self._knock()
-                await self._start_inwater()
-                standing = await self.mirror.pull()
-                self._view.know_sensor(True, self.mirror.sensor)
-                for epoch in self.mirror.epochs:
-                    self._view.know_epoch(epoch.epoch, epoch.boot_id)
-                for epoch in self.mirror.epochs[-1:]:
-                    self.beat.pi_boot(epoch.boot_id)
-                self._pi_is("stopped by somebody else" if standing.state == "stopped" else "")
+                standing = await inwater.follow()
             except PiError as error:
-                self._pi_is(str(error))
-                if error.status == 404 and self.record.inwater_started:
-                    await self._begin_sequel(self.mirror)
+                inwater.is_in(str(error))
                 await self._pause(RETRY_S if error.status is None else REFUSED_S)
-            else:
-                await self._pause(PULL_S)
-
-    async def _knock(self) -> None:
-        """A Pi that did not answer is asked for something small first: it may take a while to be there."""
-        if self.pi_trouble and self._deck.pi is not None:
-            await self._deck.pi.knock()
-
-    async def _start_inwater(self) -> None:
-        if not self.record.inwater_started:
-            assert self._deck.pi is not None
-            roll_s = self._deck.config.recording.roll_interval_s
-            await self._deck.pi.start(self.record.session_id, self.record.mission, roll_s, self.holder)
-            self.record.inwater_started = True
-            await self._save()
-
-    async def _begin_sequel(self, mirror: Mirror) -> None:
-        """The Pi has lost the record of this session: let it go on where the copy ends."""
-        assert self._deck.pi is not None
-        roll_s = self._deck.config.recording.roll_interval_s
-        try:
-            sequel = await mirror.sequel()
-            await self._deck.pi.start(
-                self.record.session_id, self.record.mission, roll_s, self.holder, sequel
-            )
-        except (PiError, OSError) as error:
-            self._pi_is(f"the Pi has lost the record of this session, and does not go on: {error}")
-        else:
-            self.note("inwater_lost", f"the Pi has lost its record: it goes on from seq {sequel.next_seq}")
-
-    def _pi_is(self, trouble: str) -> None:
-        before, self.pi_trouble = self.pi_trouble, trouble
-        if bool(before) != bool(trouble):
-            self.note("pi_trouble" if trouble else "pi_recovered", trouble or "the Pi answers again")
+                continue
+            mirror = inwater.mirror
+            self._view.know_sensor(True, mirror.sensor)
+            for epoch in mirror.epochs:
+                self._view.know_epoch(epoch.epoch, epoch.boot_id)
+            for epoch in mirror.epochs[-1:]:
+                self.beat.pi_boot(epoch.boot_id)
+            inwater.is_in("stopped by somebody else" if standing.state == "stopped" else "")
+            await self._pause(PULL_S)
 
     async def _pause(self, seconds: float) -> None:
         """Rest until *seconds* are over or the bus or a stop wakes us, but never without a breath."""
@@ -315,33 +273,43 @@ class Session:
 
     async def _settle(self) -> None:
         """Agree with the Pi on what was recorded; fuse what is here meanwhile, and all of it in the end."""
-        fused_without, wait_s = self.record.state in ("incomplete", "partial"), RETRY_S
-        while True:
-            try:
-                await self._close_inwater()
-                break
-            except PiError as error:
-                self._pi_is(str(error))
-                if not fused_without:
-                    await self._fuse("incomplete", f"the in-water record is not all here: {error}")
-                    fused_without = True
-                self.record.detail = f"the in-water record is not all here: {error}"
-                answers = isinstance(error, Incomplete) or error.status is not None
-                wait_s = min(2 * wait_s, INCOMPLETE_MAX_S) if answers else RETRY_S
-                await self._pause(wait_s)
-        trouble = self.pi_trouble
-        if self._lost_by_pi:
+        await self._agree()
+        inwater = self.inwater
+        if inwater is not None and inwater.lost:
             await self._fuse("partial", "the Pi has lost this session: what had been copied is all there is")
-        elif self.record.inwater and not self.record.inwater_started:
-            await self._fuse("partial", f"there is no in-water record: {trouble or 'the Pi was not there'}")
+        elif inwater is not None and not self.record.inwater_started:
+            trouble = inwater.trouble or "the Pi was not there"
+            await self._fuse("partial", f"there is no in-water record: {trouble}")
         else:
-            self._pi_is("")
+            if inwater is not None:
+                inwater.is_in("")
             damage = await self._surface_damage()
             await self._fuse("damaged" if damage else "complete", damage)
+        wait_s = RETRY_S
         while self.record.state == "failed":  # there may be room another time
             wait_s = min(2 * wait_s, INCOMPLETE_MAX_S)
             await self._pause(wait_s)
             await self._fuse(*self._wanted)
+
+    async def _agree(self) -> None:
+        fused_without, wait_s = self.record.state in ("incomplete", "partial"), RETRY_S
+        while self.record.inwater:
+            try:
+                if self.inwater is None:
+                    raise PiError("no Pi is configured: start this daemon with --pi to complete the session")
+                await self.inwater.agree()
+                return
+            except PiError as error:
+                detail = f"the in-water record is not all here: {error}"
+                answers = isinstance(error, Incomplete) or error.status is not None
+                if self.inwater is not None:
+                    self.inwater.is_in(str(error))
+            if not fused_without:
+                await self._fuse("incomplete", detail)
+                fused_without = True
+            self.record.detail = detail
+            wait_s = min(2 * wait_s, INCOMPLETE_MAX_S) if answers else RETRY_S
+            await self._pause(wait_s)
 
     async def _surface_damage(self) -> str:
         """What has become of the surface record since it was written; "" if it is whole."""
@@ -352,30 +320,6 @@ class Session:
         if damage:
             self.note("surface_damaged", "; ".join(damage[:5]), len(damage))
         return f"the surface record is damaged: {'; '.join(damage[:5])}" if damage else ""
-
-    async def _close_inwater(self) -> None:
-        """Stop the Pi, fetch all it has, and prove that it is all here.
-
-        Raises:
-            PiError: not yet possible.
-        """
-        if not self.record.inwater:
-            return
-        if self.mirror is None or self._deck.pi is None:
-            raise PiError("no Pi is configured: start this daemon with --pi to complete the session")
-        await self._deck.pi.knock()
-        try:
-            await self._deck.pi.stop(self.record.session_id, self.holder)
-        except PiError as error:
-            if error.status == 404:  # it never heard of this session, or has lost its record
-                self._lost_by_pi = self.record.inwater_started
-                return
-            if error.status != 400:  # 400: stopped before
-                raise
-        self.record.inwater_started = True
-        standing = await self.mirror.pull()
-        await self.mirror.pull_side_files()
-        await self.mirror.prove(standing)
 
     async def _fuse(self, state: str, detail: str) -> None:
         self._wanted = (state, detail)
@@ -421,24 +365,6 @@ class Session:
                     log.error("%s is out of date: %s", self.folder / "session.json", why(error))
                 self._unsaved = True
 
-    def note(self, kind: str, detail: str, count: int = 1) -> None:
-        """One line into the session's events.jsonl."""
-        now = self._deck.clock.stamp()
-        self.events[kind] += count
-        log.info("%s: %s", kind, detail)
-        event = Event(kind, now.mono_ns, now.utc_ns, detail, count)
-        self._disk.post(lambda: self._write_event(event))
-
-    def _write_event(self, event: Event) -> None:
-        self._unwritten.append(event)
-        try:
-            self._event_file.append(*self._unwritten)
-        except OSError as error:
-            if len(self._unwritten) == 1:
-                log.error("events wait in memory: %s", why(error))
-        else:
-            self._unwritten.clear()
-
     def from_bus(self, reading: Reading) -> None:
         """A live reading of this session."""
         self.ordering.from_bus(reading)
@@ -459,10 +385,14 @@ class Session:
 
     async def catch_up(self) -> None:
         """Write what a disk that refused has left in memory; to be called now and then."""
+        self.log.catch_up()
         if self._unsaved:
             await self._save()
-        if self._unwritten:
-            self.note("disk_recovered", "events are being written again")
+
+    @property
+    def pi_trouble(self) -> str:
+        """Why the Pi does not do what is wanted; "" when it does."""
+        return self.inwater.trouble if self.inwater else ""
 
     @property
     def ended(self) -> bool:
