@@ -10,7 +10,7 @@ demo: runtime
 
 # Four at a time, for most of them wait (ARGS=-n0: one by one); handed out singly, they keep their order.
 test: dev
-	@.venv/bin/python -m pytest -n 4 --dist load --maxschedchunk 1 $(ARGS)
+	@.venv/bin/python -m pytest -n 3 --dist load --maxschedchunk 1 $(ARGS)
 
 check: dev
 	@.venv/bin/ruff format --check .

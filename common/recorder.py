@@ -15,6 +15,7 @@ from common.chunkstore import ChunkStore, open_name
 from common.clock import Clock, begin_epoch
 from common.disk import Disk
 from common.files import Lines, Reserve, is_full, make_folder, read_json, replace, why
+from common.gaps import GapWatch
 from common.insistence import Insistence
 from common.instrument import Arrival, Instrument
 from common.markerbook import MarkerBook
@@ -72,6 +73,7 @@ class Recorder:
         self._after: list[Arrival] = []  # came while a stop was under way
         self._refusal: DiskRefuses | None = None  # why the last stop came to nothing
         self._overflow: int | None = None  # the first number that found no room in memory
+        self._gaps = GapWatch()
         self._before: Reading | None = None  # the last one of the run before this one
         self._epoch = 0
         self._next_seq = 0
@@ -215,8 +217,11 @@ class Recorder:
             self._next_seq, self._epoch, at.mono_ns, at.utc_ns, a.sensor_id, a.mode, a.value, a.temp_c, a.vin
         )
         self._next_seq += 1
+        away_s = self._gaps.take(at.mono_ns)
         if self._before is not None:
             self._tell_gap(self._before, reading)
+        elif away_s is not None:
+            self.note("gap", f"no reading for {away_s:.3f} s before seq {reading.seq}: see what came before")
         if len(self._waiting) >= WAITING_ROWS:
             self._drop(reading)
             return

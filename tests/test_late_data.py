@@ -91,7 +91,7 @@ def test_damage_here_is_found_before_a_session_is_called_complete(tmp_path: Path
             topside.post("/session/start", {"mission": "damage"})
             for role in ("in-water", "surface"):
                 pattern = f"*/session_*/{role}_*/chunk_00000.csv"
-                topside.wait_for(lambda pattern=pattern: any(topside.data.glob(pattern)))  # type: ignore[misc]
+                topside.wait_for(lambda pattern=pattern: any(topside.data.glob(pattern)))
                 (path,) = topside.data.glob(pattern)
                 path.write_bytes(path.read_bytes().replace(b"freerun", b"freerum", 1))
             said = topside.post("/session/stop")[1]

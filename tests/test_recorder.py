@@ -379,6 +379,19 @@ async def test_a_disk_that_refuses_does_not_hold_up_the_end(
     assert seqs_in(folder) == [0, 1, 2, 3]
 
 
+async def test_a_sensor_that_stayed_away_leaves_a_gap(tmp_path: Path) -> None:
+    """Longer than its own pace explains, and only then: an event with the time and the number after it."""
+    clock, folder = SimClock(), tmp_path / "stream"
+    heard = Heard(folder)
+    async with at_work(await begin(folder, clock, heard)) as recorder:
+        for apart_s in (1.0, 1.1, 0.9, 1.0, 2.9, 1.0, 5.6, 1.0, 3.0):
+            clock.advance(apart_s)
+            take(recorder, clock, 1)
+    assert [(event.kind, event.detail.partition(":")[0]) for event in heard.events] == [
+        ("gap", "no reading for 5.600 s before seq 6")
+    ]
+
+
 async def test_what_happened_is_told_once_and_kept(tmp_path: Path) -> None:
     """A note reaches the listener and events.jsonl, with its count and both clocks."""
     clock, folder = SimClock(), tmp_path / "stream"

@@ -76,6 +76,7 @@ class Mirror:
         self._run = -1  # every chunk up to here was held when last looked at
         self._open = _Open()
         self._started_at = ""
+        self._next_chunk = 0  # of the Pi's record: those before it are elsewhere
         self._has_side_files = False
         self._compared = False  # what earlier runs brought has been held against the Pi's list
         self._spoilt: set[int] = set()  # of these chunks something may have been set aside
@@ -203,6 +204,7 @@ class Mirror:
         record = await self._disk.do(read_json, self.folder / "session.json", StreamRecord)
         if record is not None:
             self._started_at, self.epochs, self.sensor = record.started_at, record.epochs, record.sensor
+            self._next_chunk = record.next_chunk
         self._has_side_files = True
 
     async def sequel(self) -> Sequel:
@@ -251,7 +253,7 @@ class Mirror:
         if any(chunk.index not in self._held for chunk in listed):
             raise Incomplete("part of the copy was damaged here and is fetched again")
         known = {chunk.index for chunk in listed}
-        first = min(known, default=0)  # what is before is only here: the Pi had lost its earlier part
+        first = min(known, default=self._next_chunk)  # what is before is only here: the Pi has lost it
         files = await self._disk.do(chunk_files, self.folder)
         strange = [path.name for i, path in files if path.suffix == ".csv" and first <= i not in known]
         if strange:
