@@ -140,9 +140,9 @@ class Sensor:
 
     async def attend(self, link: Link) -> None:
         """Keep the sensor behind *link* heard until the link is lost."""
+        self._vigil.begin()
         self._link, self._heard, self._heard_s = link, False, self._now_s()
-        self._poll_step = self._cures = 0
-        self._cure_at_s = 0.0
+        self._poll_step, self._cures, self._cure_at_s = 0, 0, 0.0
         self._quality.restart(self._now_s())
         self.become("listening", "the port is open; nothing proven to be a reading yet")
         try:
@@ -163,7 +163,7 @@ class Sensor:
             self._talker.wake()
             self._take(self.gate.resync())
             self._report_noise(at_once=True)
-            self._vigil.tell()
+            self._vigil.end()
 
     async def configure(self, wanted: Wanted) -> SensorConfig:
         """Apply settings through the menu, which takes 8 to 20 s, and remember them for the next link.
@@ -290,7 +290,7 @@ class Sensor:
         self._report_noise()
         self._poll(link)
         if link.speed_changed():
-            await link.set_baud(self.baud)
+            await self._talker.set_baud(link, self.baud)
             self.counters["port_speed_restored"] += 1
             self.note("port_speed_restored", f"another program had changed it from {self.baud} baud", 1)
         garbled, silent_s = self._garbled(), self._now_s() - self._heard_s
@@ -372,7 +372,7 @@ class Sensor:
         self.become("garbled", f"what arrives at {self.baud} baud is not text: trying other speeds")
         self.note("garbled", self.detail, 1)
         for baud in [baud for baud in BAUDS if baud != self.baud] + [self.baud]:
-            await link.set_baud(baud)
+            await self._talker.set_baud(link, baud)
             self._take(self.gate.resync())
             self._quality.restart(self._now_s())
             if await self._makes_sense(link):

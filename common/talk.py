@@ -13,7 +13,8 @@ DEAF_S = 1.0  # a sensor that heard ESC sends no line later than this
 GARBLED_S = 3.0
 STEP_S = 0.5  # how often to look at the time while nothing arrives
 KEEP = 16_384  # bytes of what is heard; a menu is 1.5 kB
-LATE_NS = 1_000_000_000  # a pause that ends later than this was no pause: the program stood still
+LATE_NS = 1_000_000_000  # who looks at the time so much later than was due stood still
+SPEED_S = 10.0  # for setting a port's speed: a USB adapter may take 5 s to fail
 BURST_NS = 200_000_000  # for what waited in the OS to be read after that
 
 
@@ -45,8 +46,9 @@ class LinkLost(Exception):
 class Vigil:
     """Knows when this program was awake: it may be stopped, or starved, while the sensor talks on.
 
-    Only a pause that ends too late tells, so work that takes long is no stall. What was waiting is stamped
-    at waking; the note says how many readings that were, among them any that truly came in that moment.
+    Every look at the time tells, wherever it was stopped; a wait has to be announced by `rest`. What was
+    waiting is stamped at waking; the note says how many readings that were, among them any that truly came
+    in that moment.
 
     Args:
         clock: what the stamps are made from.
@@ -57,35 +59,42 @@ class Vigil:
         self._clock = clock
         self._note = note
         self._seen_ns = 0  # when last awake for certain
-        self._due_ns: int | None = None  # when the present pause should end
+        self._due_ns = 0  # when to be awake again
         self._stood_ns = 0  # in all
         self._stall_ns = 0  # the last one
         self._woke_ns: int | None = None  # from a stall that is not yet told
         self._belated = 0
 
-    def now_s(self) -> float:
-        """The time, in seconds, without that during which the program stood still: nobody listened then."""
-        return (self._clock.mono_ns() - self._stood_ns) / 1e9
+    def begin(self) -> None:
+        """From now on somebody looks."""
+        self._seen_ns = self._due_ns = self._clock.mono_ns()
+
+    def end(self) -> None:
+        """Nobody looks any more: what is not yet told is told now."""
+        self.look(self._clock.mono_ns())
+        self._tell()
 
     def rest(self, within_s: float) -> None:
-        """A pause begins."""
-        self._seen_ns = self._clock.mono_ns()
-        self._due_ns = self._seen_ns + round(within_s * 1e9)
+        """Nobody need look for so long."""
+        now_ns = self._clock.mono_ns()
+        self.look(now_ns)
+        self._due_ns = now_ns + round(within_s * 1e9)
 
-    def rise(self) -> None:
-        """It has ended."""
-        self.look(self._clock.mono_ns())
-        self._due_ns = None
+    def now_s(self) -> float:
+        """The time, in seconds, without that during which the program stood still: nobody listened then."""
+        now_ns = self._clock.mono_ns()
+        self.look(now_ns)
+        return (now_ns - self._stood_ns) / 1e9
 
     def look(self, now_ns: int) -> None:
         """Something happens: see whether that is later than it can be."""
         if self._woke_ns is not None and now_ns - self._woke_ns > BURST_NS:
-            self.tell()
-        if self._due_ns is not None and now_ns - self._due_ns > LATE_NS:
+            self._tell()
+        if now_ns - self._due_ns > LATE_NS:
             self._stall_ns = now_ns - self._seen_ns
             self._stood_ns += self._stall_ns
-            self._woke_ns = self._due_ns = now_ns
-        self._seen_ns = now_ns
+            self._woke_ns = now_ns
+        self._seen_ns, self._due_ns = now_ns, max(now_ns, self._due_ns)
 
     def belated(self, mono_ns: int) -> bool:
         """Whether a reading of that stamp may have waited; counted if so."""
@@ -93,8 +102,7 @@ class Vigil:
         self._belated += waited
         return waited
 
-    def tell(self) -> None:
-        """Note the last stall, unless that is done."""
+    def _tell(self) -> None:
         if self._woke_ns is None:
             return
         count, self._belated, self._woke_ns = self._belated, 0, None
@@ -141,15 +149,17 @@ class Talker:
         self.pauses += 1
         if not link.lost:
             self._vigil.rest(within_s)
-            try:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(within_s):
-                        await self._wake.wait()
-            finally:
-                self._vigil.rise()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_s):
+                    await self._wake.wait()
             self._wake.clear()
         if link.lost:
             raise LinkLost
+
+    async def set_baud(self, link: Link, baud: int) -> None:
+        """Set the port's speed, which a port in trouble draws out."""
+        self._vigil.rest(SPEED_S)
+        await link.set_baud(baud)
 
     async def hold(self, link: Link, talk: Talk[T]) -> T:
         """Hold a talk to its end; the caller has `busy`.

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Timer
@@ -39,22 +39,28 @@ asyncio.run(Instrument(settings, SystemClock(), lambda arrival: None, note, lamb
 
 
 class Wire:
-    """An open port that nobody disturbs."""
+    """An open port that nobody disturbs.
+
+    on_asked: called when its speed is asked for; says whether that was changed. on_set: when it is set.
+    """
 
     baud = 9600
     lost = False
 
     def __init__(self) -> None:
         self.sent = b""
+        self.on_asked: Callable[[], bool] = lambda: False
+        self.on_set: Callable[[], None] = lambda: None
 
     def write(self, data: bytes) -> None:
         self.sent += data
 
     async def set_baud(self, baud: int) -> None:
         self.baud = baud
+        self.on_set()
 
     def speed_changed(self) -> bool:
-        return False
+        return self.on_asked()
 
     def moved(self) -> bool:
         return False
@@ -92,6 +98,19 @@ class Life:
             if period_s is not None and step % round(period_s / STEP_S) == 0:
                 self.hear()
             await self.look()
+
+
+def once(act: Callable[[], None]) -> Callable[[], bool]:
+    """What acts and is true the first time, and is false for ever after."""
+    left = [act]
+
+    def ask() -> bool:
+        if not left:
+            return False
+        left.pop()()
+        return True
+
+    return ask
 
 
 @asynccontextmanager
@@ -151,6 +170,43 @@ async def test_a_stall_in_which_the_link_is_lost_is_told_all_the_same() -> None:
         life.wire.lost = True
         await life.look()
         assert [count for _, count in life.told("stalled")] == [3]
+
+
+async def test_a_stall_found_out_with_the_link_is_told_too() -> None:
+    """A sensor that is unplugged while the program stands still leaves no other trace of it."""
+    async with attended() as life:
+        life.clock.advance(12.0)
+        life.wire.lost = True
+        await life.look()
+        assert [count for _, count in life.told("stalled")] == [0]
+
+
+async def test_a_stall_in_the_midst_of_work_is_told_all_the_same() -> None:
+    """A program may be stopped anywhere, not only while it waits."""
+    async with attended() as life:
+        life.wire.on_asked = once(lambda: life.clock.advance(12.0))
+        await life.look()
+        await life.live(5.0, 1.0)
+        assert [count for _, count in life.told("stalled")] == [0]
+        assert not life.told("silence")
+
+
+async def test_a_port_that_takes_long_is_no_stall() -> None:
+    """Setting its speed blocks a thread, not the program; nor does it stand still between two links."""
+    async with attended() as life:
+        life.wire.on_asked = once(lambda: None)
+        life.wire.on_set = lambda: life.clock.advance(5.0)
+        await life.live(3.0, 1.0)
+        assert life.told("port_speed_restored")
+        life.wire.lost = True
+        await life.look()
+        life.clock.advance(60.0)
+        life.wire.lost = False
+        again = asyncio.create_task(life.sensor.attend(life.wire))
+        await life.live(3.0, 1.0)
+        again.cancel()
+        await asyncio.gather(again, return_exceptions=True)
+        assert not life.told("stalled")
 
 
 async def test_a_sensor_that_went_silent_meanwhile_is_given_its_time() -> None:
