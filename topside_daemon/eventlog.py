@@ -67,6 +67,12 @@ class EventLog:
         else:
             self._waiting.clear()
 
+    def let_go(self) -> None:
+        """Close at once; what waits is lost."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     async def close(self) -> None:
         if self._file is not None:
             await self._disk.do(self._file.close)

@@ -7,6 +7,7 @@ this process or the next one. Killing the daemon never ends a session.
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Session:
         self.recorder: Recorder | None = None
         self._wanted = ("", "")  # state and detail, once it is fused
         self._unsaved = False
+        self._opened: list[Callable[[], None]] = []
         self.report: dict[str, Any] | None = None
         self._deck = deck
         self._view = view
@@ -123,7 +125,9 @@ class Session:
         return session
 
     def let_go(self) -> None:
-        """Give back the threads of a session that does not come about."""
+        """Give back the files and threads of a session that does not come about."""
+        for close in self._opened:
+            close()
         if self.inwater is not None:
             self.inwater.mirror.let_go()
         self._disk.close()
@@ -134,7 +138,9 @@ class Session:
             record.session_id, record.epochs, record.inwater, record.surface, record.link, record.fusion
         )
         await self.log.open(self.folder)
+        self._opened.append(self.log.let_go)
         self.markers = await asyncio.to_thread(MarkerWriter, self.folder, record.sync_id, self._deck.clock)
+        self._opened.append(self.markers.close)
         self.markers.watch(self._view.burst)
         if self.inwater is not None:
             await self.inwater.mirror.load()
