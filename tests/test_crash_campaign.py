@@ -166,7 +166,7 @@ def test_no_power_cut_leaves_a_bad_state(voyage: Voyage, judge: Judge) -> None:
     assert judge.resumed > 0
 
 
-@pytest.mark.parametrize("name", ["rows never fsynced", "chunk not fsynced before its seal"])
+@pytest.mark.parametrize("name", ["rows never fsynced", "session.json not fsynced"])
 def test_a_missing_fsync_is_found(voyage: Voyage, judge: Judge, name: str) -> None:
     """Evidence that the campaign can fail: the same recording without those fsyncs has bad states."""
     doctor = PLANTS[name].doctor

@@ -164,7 +164,12 @@ PLANTS = {
         Plant(
             "folder not fsynced after a chunk is made", "daemon", of_folder_after(r"chunk_\d+\.tmp$", False)
         ),
-        Plant("folder not fsynced after a seal", "daemon", of_folder_after(r"chunk_\d+\.csv$", True)),
+        Plant(
+            "folder not fsynced after a seal",
+            "daemon",
+            of_folder_after(r"chunk_\d+\.csv$", True),
+            harmless="the rows are: a seal of which the power took the name is done again",
+        ),
         Plant(
             "data folder not fsynced after a session is made", "daemon", of_folder_after("^pi/[^/]+$", False)
         ),
@@ -229,7 +234,12 @@ PLANTS = {
         Plant("tail set aside, not fsynced", "recovery", of(r"\.torn\.new$")),
         Plant("folder not fsynced after a tail is set aside", "recovery", of_folder_after(r"\.torn$", True)),
         Plant("chunk cut, not fsynced before its seal", "recovery", before_seal),
-        Plant("folder not fsynced after a recovered seal", "recovery", of_folder_after(r"\.csv$", True)),
+        Plant(
+            "folder not fsynced after a recovered seal",
+            "recovery",
+            of_folder_after(r"\.csv$", True),
+            harmless="the rows are: a seal of which the power took the name is done again",
+        ),
     )
 }
 
