@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from common.chunkstore import ROLL_BYTES, ChunkStore, Manifest, main, recover, scan, verify
+from common.manifest import read_manifest
 from common.messages import Marker, Reading
 from common.rows import HEADER, decode_row, encode_marker_row, encode_row
 from tests.sim.disk import close_files_below, content_of, full_after, lay_down, stages
@@ -56,7 +57,9 @@ def seqs_in(folder: Path) -> list[int]:
 
 
 def manifest_of(folder: Path) -> Manifest:
-    return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    return manifest
 
 
 @settings(max_examples=60, stateful_step_count=25)
@@ -249,6 +252,21 @@ def test_a_seal_that_the_disk_refuses_is_done_by_the_next_try(tmp_path: Path) ->
     store.seal()
     assert verify(tmp_path).damage == []
     assert seqs_in(tmp_path) == list(range(5))
+
+
+def test_the_manifest_of_a_long_recording_costs_little(tmp_path: Path) -> None:
+    """It knows every chunk at any time, is whole once the store has finished, and is not rewritten for each."""
+    store, rewritten, before = open_store(tmp_path), 0, b""
+    for number in range(200):
+        fill(store, number, number + 1)
+        store.seal()
+        assert manifest_of(tmp_path).chunks == store.chunks
+        whole = (tmp_path / "manifest.json").read_bytes()
+        rewritten, before = rewritten + (whole != before), whole
+    assert rewritten < 50
+    store.finish()
+    alone = msgspec.json.decode((tmp_path / "manifest.json").read_bytes(), type=Manifest)
+    assert alone.chunks == store.chunks and not (tmp_path / "manifest.jsonl").exists()
 
 
 def test_a_chunk_rolls_by_age_and_by_size(tmp_path: Path) -> None:
