@@ -60,7 +60,7 @@ def test_every_refused_exchange_is_counted_by_its_reason() -> None:
     refused: Counter[str] = Counter()
     kept = usable([*bad, *others], refused)
     assert kept is not None
-    assert kept.brackets == tuple(map(bracket_of, others))
+    assert kept.brackets == list(map(bracket_of, others))
     assert refused == {
         "timeout": 1,
         "stamp missing": 1,

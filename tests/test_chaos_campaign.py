@@ -22,7 +22,7 @@ from tests.campaigns.chaos import RATE_HZ, Chaos, Kill
 from tests.campaigns.cutoff import Memory
 from tests.campaigns.netns import Back, NoCable, cut_and_mend, tethered
 from tests.sim import draw_session
-from topside_daemon.fusion.__main__ import main as fuse
+from topside_daemon.fusion.command import main as fuse
 
 PI, TOPSIDE = 0, 1
 KILLS = (

@@ -255,7 +255,8 @@ def test_a_seal_that_the_disk_refuses_is_done_by_the_next_try(tmp_path: Path) ->
 
 
 def test_the_manifest_of_a_long_recording_costs_little(tmp_path: Path) -> None:
-    """It knows every chunk at any time, is whole once the store has finished, and is not rewritten for each."""
+    """It knows every chunk at any time, is whole once the store has finished, and is not rewritten for
+    each."""
     store, rewritten, before = open_store(tmp_path), 0, b""
     for number in range(200):
         fill(store, number, number + 1)

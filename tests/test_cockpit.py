@@ -6,8 +6,8 @@ import pytest
 
 from common.rows import OLD_HEADER, parse_utc
 from tests.sim import MS, old_row
+from tests.sim.rows import offset_at, read, recorded
 from topside_daemon.fusion.cockpit import METADATA_FILE
-from topside_daemon.fusion.readers import read_session
 
 FIRST_NS = parse_utc("2025-11-03T20:12:41.625928+00:00")
 BANNER = [old_row(FIRST_NS - 4000 * MS + n * 300 * MS, "1.0", "", "") for n in range(5)]
@@ -37,7 +37,7 @@ def test_old_markers_keep_their_name_time_and_place(
     marker whose name means nothing is still no light."""
     label = "2025-11-03T20:12:43.9Z"
     write_old(tmp_path, [*BANNER, *RECORDED[:3], f"{label},x,{row}", *RECORDED[3:]])
-    stream = read_session(tmp_path).inwater
+    stream = read(tmp_path).inwater
     assert ([marker.key for marker in stream.marked], stream.markers) == ([name] if name else [], 1)
     assert [(marker.utc_ns, marker.after_seq) for marker in stream.marked] == [(parse_utc(label), 2)] * bool(
         name
@@ -49,7 +49,7 @@ def write_metadata(folder: Path, text: str) -> tuple[list[str], str]:
     write_old(folder / "in-water_1", RECORDED)
     write_old(folder / "surface_1", RECORDED)
     (folder / METADATA_FILE).write_text(text)
-    session = read_session(folder)
+    session = read(folder)
     return session.notes, session.ladder.seeds[0].rung
 
 
@@ -85,7 +85,7 @@ def test_markers_whose_rows_are_lost_are_taken_from_the_metadata(tmp_path: Path)
     stop = f'{{"syncId": "305441741", "type": "STOP", "quality": "synthetic", {times}}}'
     broken = '{"syncId": 3, "type": 4, "quality": "measured", "inWaterTimestamp": 5}'
     assert write_metadata(tmp_path, f'{{"markers": [{start}, {stop}, {broken}, 7]}}') == ([], "constant")
-    [marker] = read_session(tmp_path).inwater.marked
+    [marker] = read(tmp_path).inwater.marked
     assert (marker.key, marker.after_seq) == (("1234abcd", "START", 0), 1)
 
 
@@ -95,8 +95,6 @@ def test_a_surface_sensor_with_a_clock_of_its_own_has_its_offset_taken_off(tmp_p
         '"inWater": {"offsetMs": 250, "uncertaintyMs": 6}, "surface": {"offsetMs": 100, "uncertaintyMs": 4}'
     )
     write_metadata(tmp_path, f'{{"timeSync": {{{sides}}}}}')
-    session = read_session(tmp_path)
-    first = session.inwater.readings[0]
-    found = session.ladder.at(first.epoch, first.utc_ns)
-    assert found is not None
-    assert found.offset_ns == 150 * MS
+    session = read(tmp_path)
+    first = recorded(session.inwater)[0]
+    assert offset_at(session.ladder, first.epoch, first.utc_ns).offset_ns == 150 * MS

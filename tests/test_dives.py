@@ -24,7 +24,7 @@ from tests.sim.dives import (
 )
 from tests.sim.oscillators import pi_crystal, topside_crystal
 from tests.sim.paths import Habits
-from topside_daemon.fusion.readers import read_session
+from tests.sim.rows import read, recorded
 
 ROUNDING_NS = 3
 HALF_HOUR = Plan(duration_s=1800, bursts_s=fast_start(1800))
@@ -175,10 +175,10 @@ def test_a_dive_becomes_a_session_folder(tmp_path: Path) -> None:
     """The readers find every reading, every exchange and both boots of the Pi in what is written."""
     dive = draw_dive(23, Plan(duration_s=120, bursts_s=every(120, 30), reboot_at_s=60.0))
     written = write_session(tmp_path / "session", dive)
-    session = read_session(tmp_path / "session")
-    assert session.inwater.readings == written.inwater
-    assert session.surface.readings == written.surface
-    assert session.exchanges == dive.exchanges
+    session = read(tmp_path / "session")
+    assert recorded(session.inwater) == written.inwater
+    assert recorded(session.surface) == written.surface
+    assert list(session.comparisons) == dive.exchanges
     assert [epoch.boot_id for epoch in session.inwater.epochs] == [one.boot.boot_id for one in dive.stretches]
     assert session.all_rejects == []
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import pstdev
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,10 +21,11 @@ from common.rows import format_utc, parse_utc
 from tests.sim import MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_session, old_row, write_stream
 from tests.sim.cockpit import KINDS
 from tests.sim.dives import Plan, draw_dive, fast_start
-from topside_daemon.fusion.__main__ import main
+from tests.sim.table import format_row
+from topside_daemon.fusion.command import main
 from topside_daemon.fusion.fuse import UNIFIED_FILE, fuse_session
 from topside_daemon.fusion.stream import FusedRow
-from topside_daemon.fusion.writers import UNIFIED_HEADER, format_row, write_unified
+from topside_daemon.fusion.writers import UNIFIED_HEADER, Products
 
 pytestmark = pytest.mark.heavy
 
@@ -243,20 +245,21 @@ def test_exit_codes_say_how_it_went(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_an_output_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     """A write that fails half-way leaves the old file, and nothing beside it."""
-    row = FusedRow(UTC_0, Reading(0, 0, 0, UTC_0, "s", "m", "1"), None, None, None, None, "none")
-    write_unified(tmp_path / UNIFIED_FILE, [row])
-    before = (tmp_path / UNIFIED_FILE).read_bytes()
-    impossible = FusedRow(1 << 80, None, row.inwater, None, None, None, "")
-    with pytest.raises(OverflowError):
-        write_unified(tmp_path / UNIFIED_FILE, [row, impossible])
-    assert (tmp_path / UNIFIED_FILE).read_bytes() == before
+    for content in (b"one\n", b"another\n" * 3_000_000):
+        with Products(tmp_path) as products:
+            products.add(UNIFIED_FILE).write(content)
+    assert (tmp_path / UNIFIED_FILE).read_bytes() == content
+    with pytest.raises(KeyError), Products(tmp_path) as products:
+        products.add(UNIFIED_FILE).write(b"half a file\n")
+        raise KeyError
+    assert (tmp_path / UNIFIED_FILE).read_bytes() == content
     assert [entry.name for entry in tmp_path.iterdir()] == [UNIFIED_FILE]
 
 
 @given(st.integers(-(10**18), 10**18))
 def test_milliseconds_are_exact_decimals(offset_ns: int) -> None:
     """Three decimals, rounded to the nearest microsecond, however large the offset."""
-    row = FusedRow(UTC_0, Reading(0, 0, 0, UTC_0, "s", "m", "1"), None, offset_ns, 0, None, "held")
+    row = FusedRow(UTC_0, Reading(0, 0, 0, UTC_0, "s", "m", "1"), None, offset_ns, 0, None, "held", "missing")
     text = format_row(row).split(",")[17]
     assert abs(int(text.replace(".", "")) * 1000 - offset_ns) <= 500
     assert len(text.partition(".")[2]) == 3
@@ -303,9 +306,9 @@ def test_light_is_older_than_its_stamp(tmp_path: Path) -> None:
     assert fuse_session(folder).inwater.latency.averaging_ns == S // 2
 
 
-def instants_ns(folder: Path, **otherwise: float) -> dict[str, int]:
+def instants_ns(folder: Path, **otherwise: Any) -> dict[str, int]:
     """When each in-water reading was, fused with these settings."""
-    fuse_session(folder, None, **otherwise)
+    fuse_session(folder, **otherwise)
     return {row["inwater_seq"]: parse_utc(row["timestamp"]) for row in fused(folder) if row["inwater_seq"]}
 
 

@@ -27,10 +27,12 @@ from tests.sim.cockpit import (
     both,
     old_fusion_ns,
 )
-from topside_daemon.fusion.ladder import Ladder, Offset, Record, climb
+from tests.sim.rows import Offset, offset_at, recorded, stamps_of
+from tests.sim.rows import read as read_folder
+from topside_daemon.fusion.ladder import UNPLACED, Ladder, Record, climb
 from topside_daemon.fusion.ladder import TimeSync as Handshake
 from topside_daemon.fusion.ladder.steps import find_jumps
-from topside_daemon.fusion.readers import Session, read_session
+from topside_daemon.fusion.readers import Session
 
 pytestmark = pytest.mark.heavy
 
@@ -41,25 +43,25 @@ SYNC_ID = "f47ac10b-58cc-4372-a567-0e02b2c3d479"
 def written(old: OldSession) -> Iterator[tuple[Path, Session]]:
     with TemporaryDirectory() as name:
         folder = old.write(Path(name) / "session")
-        yield folder, read_session(folder)
+        yield folder, read_folder(folder)
 
 
 def read(old: OldSession) -> Session:
-    with written(old) as (_, session):
-        return session
+    place = TemporaryDirectory()
+    session = read_folder(old.write(Path(place.name) / "session"))
+    session.held.callback(place.cleanup)
+    return session
 
 
-def offset_at(ladder: Ladder, reading: Reading) -> Offset:
-    found = ladder.at(reading.epoch, reading.utc_ns if reading.epoch < 0 else reading.mono_ns)
-    assert found is not None
-    return found
+def offset_of(ladder: Ladder, reading: Reading) -> Offset:
+    return offset_at(ladder, reading.epoch, reading.utc_ns if reading.epoch < 0 else reading.mono_ns)
 
 
 def errors_ns(old: OldSession, session: Session) -> list[int]:
     """Corrected minus true, of each in-water row in the order of arrival; none may be missing."""
     return [
-        reading.utc_ns - offset_at(session.ladder, reading).offset_ns - UTC_0 - true_ns
-        for reading, true_ns in zip(session.inwater.readings, old.inwater_true_ns(), strict=True)
+        reading.utc_ns - offset_of(session.ladder, reading).offset_ns - UTC_0 - true_ns
+        for reading, true_ns in zip(recorded(session.inwater), old.inwater_true_ns(), strict=True)
     ]
 
 
@@ -76,8 +78,8 @@ def test_no_old_session_comes_out_worse_than_it_did(kind: str) -> None:
             at_ns - UTC_0 - true_ns
             for at_ns, true_ns in zip(old_fusion_ns(folder), old.inwater_true_ns(), strict=True)
         ]
-    after = errors_ns(old, session)
-    assert len(session.surface.readings) == len(old.surface_true_ns())
+        after = errors_ns(old, session)
+        assert len(recorded(session.surface)) == len(old.surface_true_ns())
     assert p95(after) <= p95(before) + MS  # which the old one cut off labels
     assert max(map(abs, after)) <= max(map(abs, before)) + MS
 
@@ -89,13 +91,13 @@ def test_the_intervals_hold(kind: str, time_sync: TimeSync | None) -> None:
     old = replace(KINDS[kind], time_sync=time_sync or KINDS[kind].time_sync)
     session = read(old)
     covered = 0
-    for reading, true_ns in zip(session.inwater.readings, old.inwater_true_ns(), strict=True):
-        found, truth_ns = offset_at(session.ladder, reading), reading.utc_ns - UTC_0 - true_ns
+    for reading, true_ns in zip(recorded(session.inwater), old.inwater_true_ns(), strict=True):
+        found, truth_ns = offset_of(session.ladder, reading), reading.utc_ns - UTC_0 - true_ns
         assert found.low_ns is None or found.low_ns <= truth_ns
         assert found.high_ns is None or truth_ns <= found.high_ns
         assert found.sd_ns is not None
         covered += abs(found.offset_ns - truth_ns) <= 1.96 * found.sd_ns
-    assert covered >= 0.95 * len(session.inwater.readings)
+    assert covered >= 0.95 * len(recorded(session.inwater))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +147,7 @@ def test_a_lone_start_that_nothing_speaks_for_is_low() -> None:
     old = replace(CONSTANT, markings=(both("START", 0.0),), inwater_from_s=4.2, surface_from_s=4.2)
     session = read(old)
     [seed] = session.ladder.seeds
-    first = offset_at(session.ladder, session.inwater.readings[0])
+    first = offset_of(session.ladder, recorded(session.inwater)[0])
     assert (seed.quality, seed.pairs_used) == ("low", 1)
     assert first.sd_ns is not None
     assert 1.96 * first.sd_ns > 4 * S
@@ -167,13 +169,13 @@ def test_estimators_are_never_mixed_in_one_line() -> None:
     )
     session = read(old)
     assert session.ladder.seeds[0].rung == "constant"
-    assert offset_at(session.ladder, session.inwater.readings[0]).drift_ppm == 0.0
+    assert all(course.offset[1] == 0.0 for _, course in session.ladder.courses(UNPLACED))
 
 
 def test_a_clock_without_a_drift_grows_uncertain() -> None:
     """Ten minutes from its only comparison, 85 ppm of two crystals are 51 ms."""
     session = read(KINDS["time-sync only"])
-    first, last = (offset_at(session.ladder, session.inwater.readings[n]).sd_ns for n in (4, -1))
+    first, last = (offset_of(session.ladder, recorded(session.inwater)[n]).sd_ns for n in (4, -1))
     assert first is not None
     assert last is not None
     assert first < 6 * MS
@@ -197,7 +199,7 @@ def test_a_step_is_found_and_taken_out(side: str, size_s: float, period_ns: int)
     [step] = session.ladder.seeds[0].steps
     assert (step.side, abs(step.size_ns - size_s * S) < 4 * step.sd_ns) == (side, True)
     assert p95(errors_ns(old, session)) <= 40 * MS
-    surface = [session.ladder.surface_ns(one.epoch, one.utc_ns) for one in session.surface.readings]
+    surface = [one.utc_ns - session.ladder.surface_shift_ns(one.epoch) for one in recorded(session.surface)]
     for at_ns, true_ns in zip(surface, old.surface_true_ns(), strict=True):
         assert abs(at_ns - UTC_0 - true_ns) <= 40 * MS
 
@@ -206,7 +208,7 @@ def test_two_steps_make_three_pieces() -> None:
     """Forward and back again: three epochs, three seeds, and offsets that follow."""
     old = replace(CONSTANT, pi_steps=((200.0, 37.0), (400.0, -5.0)))
     session = read(old)
-    assert {one.epoch for one in session.inwater.readings} == {-1, -2, -3}
+    assert {one.epoch for one in recorded(session.inwater)} == {-1, -2, -3}
     assert [seed.epoch for seed in session.ladder.seeds] == [-1, -2, -3]
     assert p95(errors_ns(old, session)) <= 50 * MS
 
@@ -230,7 +232,7 @@ def test_a_gap_is_no_step(kind: str, which: str) -> None:
     gap = {which: (200.0, 260.0)}
     session = read(replace(KINDS[kind], **gap))  # type: ignore[arg-type]
     assert all(not seed.steps for seed in session.ladder.seeds)
-    assert {one.epoch for one in session.inwater.readings + session.surface.readings} == {-1}
+    assert {one.epoch for one in recorded(session.inwater) + recorded(session.surface)} == {-1}
 
 
 def test_mismatched_ids_go_down_a_rung() -> None:
@@ -273,10 +275,10 @@ def test_one_sensor_or_none_is_a_recording(keep: str) -> None:
             if not stream.parent.name.startswith(keep):
                 lines = stream.read_text().splitlines(keepends=True)
                 stream.write_text("".join(line for line in lines if "freerun" not in line))
-        session = read_session(folder)
-    count = len(CONSTANT.inwater_true_ns()) if keep == "in-water" else 0
-    assert len(session.inwater.readings) == count
-    assert len(session.ladder.seeds) == bool(count)
+        session = read_folder(folder)
+        count = len(CONSTANT.inwater_true_ns()) if keep == "in-water" else 0
+        assert len(recorded(session.inwater)) == count
+        assert len(session.ladder.seeds) == bool(count)
 
 
 LABELS_NS = st.lists(st.integers(0, 10_000).map(lambda ms: UTC_0 + ms * MS), max_size=30)
@@ -301,8 +303,8 @@ HANDSHAKES = st.none() | st.builds(
 )
 
 
-def unnumbered(labels_ns: list[int]) -> list[Reading]:
-    return [Reading(-1, -1, 0, label, "s", "freerun", "1.0") for label in labels_ns]
+def labelled(labels_ns: list[int], markers: list[Marker]) -> Record:
+    return Record(stamps_of(labels_ns), {}, markers)
 
 
 @settings(deadline=None)
@@ -318,23 +320,19 @@ def test_any_record_is_placed_and_only_differences_count(
     """Nothing raises, each reading has a foothold in its own order; a Pi that reads further ahead has just
     that much more offset."""
     by_ns = by_ms * MS  # in the resolution of labels, which is part of the evidence
-    readings = unnumbered(under)
-    inwater, surface = Record(readings, under_markers), Record(unnumbered(deck), deck_markers)
-    ladder = climb(inwater, surface, handshake)
-    placed = ladder.place_inwater(readings)
-    assert [changed(one, epoch=-1) for one in placed] == readings
+    surface = labelled(deck, deck_markers)
+    ladder = climb(labelled(under, under_markers), surface, handshake)
     moved = climb(
-        Record(
-            [changed(one, utc_ns=one.utc_ns + by_ns) for one in readings],
+        labelled(
+            [label + by_ns for label in under],
             [changed(one, utc_ns=one.utc_ns + by_ns) for one in under_markers],
         ),
         surface,
         handshake and changed(handshake, offset_ns=handshake.offset_ns + by_ns),
     )
-    for one in placed:
-        here, there = ladder.at(one.epoch, one.utc_ns), moved.at(one.epoch, one.utc_ns + by_ns)
-        assert here is not None
-        assert there is not None
+    for row, label in enumerate(under):
+        epoch = UNPLACED - ladder.pieces[0].of(row)
+        here, there = offset_at(ladder, epoch, label), offset_at(moved, epoch, label + by_ns)
         assert (here.sd_ns is None) == (there.sd_ns is None)
         if here.sd_ns is not None:
             assert there.offset_ns - here.offset_ns == by_ns
@@ -347,4 +345,8 @@ def test_a_steady_sensor_makes_no_jumps(seed: int, jitter_ns: int, period_ns: in
     labels = [n * period_ns + round(rng.uniform(0, jitter_ns)) for n in range(200)]
     labels[50] = labels[51]
     labels[120] += period_ns // 3
-    assert not [jump for jump in find_jumps(labels) if jump.certain or abs(jump.size_ns) > 6 * jitter_ns + MS]
+    assert not [
+        jump
+        for jump in find_jumps(stamps_of(labels))
+        if jump.certain or abs(jump.size_ns) > 6 * jitter_ns + MS
+    ]

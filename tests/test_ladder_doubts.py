@@ -11,9 +11,10 @@ import pytest
 from common.rows import format_utc
 from tests.sim import MS, UTC_0, S
 from tests.sim.cockpit import CONSTANT, KINDS, Marking, OldSession, TimeSync, both
-from tests.test_ladder import errors_ns, offset_at, p95, read
-from topside_daemon.fusion.ladder import Offset
-from topside_daemon.fusion.readers import Session, read_session
+from tests.sim.rows import Offset, recorded
+from tests.sim.rows import read as read_folder
+from tests.test_ladder import errors_ns, offset_of, p95, read
+from topside_daemon.fusion.readers import Session
 
 pytestmark = pytest.mark.heavy
 
@@ -23,8 +24,8 @@ INWATER_FILE = "in-water_5f1d/session.csv"
 def found_and_true(old: OldSession, session: Session) -> list[tuple[Offset, int]]:
     """The offset of each in-water row as it was found, and as it was."""
     return [
-        (offset_at(session.ladder, reading), reading.utc_ns - UTC_0 - true_ns)
-        for reading, true_ns in zip(session.inwater.readings, old.inwater_true_ns(), strict=True)
+        (offset_of(session.ladder, reading), reading.utc_ns - UTC_0 - true_ns)
+        for reading, true_ns in zip(recorded(session.inwater), old.inwater_true_ns(), strict=True)
     ]
 
 
@@ -47,7 +48,7 @@ def amended(old: OldSession, folder: Path, change: Callable[[list[str]], None]) 
     lines = path.read_text().splitlines()
     change(lines)
     path.write_text("\n".join([*lines, ""]))
-    return read_session(folder / "session")
+    return read_folder(folder / "session")
 
 
 def dive(hours: float, drift_ppm: float, start_late_s: float, stop_early_s: float) -> OldSession:
@@ -239,7 +240,7 @@ def test_equal_readings_after_a_step_back_are_not_the_same(tmp_path: Path) -> No
 
     session = amended(old, tmp_path, coincide)
     assert session.inwater.duplicates == 0
-    assert len(session.inwater.readings) == len(old.inwater_true_ns())
+    assert len(recorded(session.inwater)) == len(old.inwater_true_ns())
 
 
 @pytest.mark.parametrize(
@@ -259,11 +260,11 @@ def test_a_single_wild_label_costs_its_row(tmp_path: Path, label: str, index: in
         lines[at] = text + lines[at][lines[at].index(",") :]
 
     session = amended(old, tmp_path, spoil)
-    assert (len(session.inwater.readings), len(session.inwater.rejects)) == (count - 1, 1)
+    assert (len(recorded(session.inwater)), len(session.inwater.rejects)) == (count - 1, 1)
     [seed] = session.ladder.seeds
     assert (seed.steps, seed.quality) == ([], "medium")
-    for reading in session.inwater.readings:
-        assert abs(offset_at(session.ladder, reading).offset_ns - 250 * MS) < 10 * MS
+    for reading in recorded(session.inwater):
+        assert abs(offset_of(session.ladder, reading).offset_ns - 250 * MS) < 10 * MS
 
 
 def test_markers_that_are_left_over_are_mentioned(tmp_path: Path) -> None:

@@ -8,16 +8,14 @@ from msgspec.structs import replace
 from common.messages import Kind, Marker, Reading, to_json
 from common.rows import encode_marker_row
 from tests.sim import HEAD, MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_session
-from topside_daemon.fusion.ladder import Offset
-from topside_daemon.fusion.readers import Session, read_session
+from tests.sim.rows import Offset, offset_at, read, recorded
+from topside_daemon.fusion.readers import Session
 
 SYNC_ID = "f47ac10b-58cc-4372-a567-0e02b2c3d479"
 
 
-def offset_at(session: Session, reading: Reading) -> Offset:
-    found = session.ladder.at(reading.epoch, reading.mono_ns)
-    assert found is not None
-    return found
+def offset_of(session: Session, reading: Reading) -> Offset:
+    return offset_at(session.ladder, reading.epoch, reading.mono_ns)
 
 
 def own_session(drawn: SimSession, folder: Path, way_ns: int, kinds: str = "markers") -> Session:
@@ -30,7 +28,7 @@ def own_session(drawn: SimSession, folder: Path, way_ns: int, kinds: str = "mark
             (folder / name / "markers.jsonl").write_bytes(b"".join(to_json(one) + b"\n" for one in markers))
         rows = b"".join(encode_marker_row(one, "s") for one in markers)
         (folder / name / "chunk_00009.csv").write_bytes(HEAD + rows)
-    return read_session(folder)
+    return read(folder)
 
 
 def _markers(drawn: SimSession, way_ns: int) -> tuple[list[Marker], list[Marker]]:
@@ -57,8 +55,8 @@ def test_our_markers_stand_in_for_lost_exchanges(tmp_path: Path, kinds: str, pai
     session = own_session(drawn, tmp_path / "s", 3 * MS, kinds)
     [seed] = session.ladder.seeds
     assert (seed.rung, seed.epoch, seed.topside_epoch, seed.pairs_used) == ("linear", 0, 0, pairs)
-    for reading in session.inwater.readings:
-        found, true_ns = offset_at(session, reading), drawn.inwater_truth_ns[reading.seq]
+    for reading in recorded(session.inwater):
+        found, true_ns = offset_of(session, reading), drawn.inwater_truth_ns[reading.seq]
         truth_ns = reading.mono_ns - topside.mono_ns(true_ns)
         assert abs(found.offset_ns - truth_ns) < 6 * MS
         assert found.sd_ns is not None
@@ -73,11 +71,13 @@ def test_no_fit_crosses_a_reboot(tmp_path: Path) -> None:
     session = own_session(drawn, tmp_path / "s", 3 * MS)
     assert [(seed.epoch, seed.topside_epoch) for seed in session.ladder.seeds] == [(0, 0), (1, 0), (1, 1)]
     boots = {(0, 0): -31 * S, (1, 0): -135 * S, (1, 1): 95 * S}
-    for reading in session.inwater.readings:
-        found = offset_at(session, reading)
-        assert found.topside_epoch is not None
-        expected_ns = boots[reading.epoch, found.topside_epoch]
-        assert abs(found.offset_ns - expected_ns) < 60 * MS
+    for reading in recorded(session.inwater):
+        courses = session.ladder.courses(reading.epoch)
+        [topside_epoch] = {
+            one.topside_epoch for one, course in courses if course.since <= reading.mono_ns < course.until
+        }
+        assert topside_epoch is not None
+        assert abs(offset_of(session, reading).offset_ns - boots[reading.epoch, topside_epoch]) < 60 * MS
 
 
 def test_a_marker_that_was_tried_again_keeps_its_own_sending(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_a_marker_that_was_tried_again_keeps_its_own_sending(tmp_path: Path) -> 
     first, *rest = session.surface.marked[:9]
     early = replace(first, mono_ns=first.mono_ns - 60 * S)
     path.write_bytes(b"".join(to_json(one) + b"\n" for one in (early, *rest)))
-    assert read_session(tmp_path / "s").ladder.seeds == session.ladder.seeds
+    assert read(tmp_path / "s").ladder.seeds == session.ladder.seeds
 
 
 def test_without_any_marker_an_epoch_has_no_foothold(tmp_path: Path) -> None:
     """Nothing is known of our clocks then, and nothing is said."""
     session = own_session(draw_session(3, duration_s=20), tmp_path / "s", 0, "nothing")
     assert session.ladder.seeds == []
-    assert session.ladder.at(0, 0) is None
+    assert list(session.ladder.courses(0)) == []

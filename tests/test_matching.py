@@ -1,4 +1,4 @@
-"""Pairing: exact against brute force, bounded, and dense when two samplers slip past each other."""
+"""Decision: exact against brute force, bounded, and dense when two samplers slip past each other."""
 
 from itertools import pairwise
 from random import Random
@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sim import MS, S
-from topside_daemon.fusion.matching import Matcher, Pairing, tolerance_ns
+from tests.sim import MS
+from tests.test_rhythm import tolerance_of
+from topside_daemon.fusion.matching import Decision, Matcher
 
 times = st.lists(st.integers(0, 60), max_size=7).map(sorted)
 
@@ -74,7 +75,7 @@ def test_any_advance_of_the_watermarks_gives_the_same_pairs(
 ) -> None:
     """How arrivals and watermarks interleave never matters to the result."""
     matcher = Matcher(tolerance)
-    found: list[Pairing] = []
+    found: list[Decision] = []
     left = [list(inwater), list(surface)]
     until = [0, 0]
     for _ in range(40):
@@ -115,7 +116,7 @@ def test_a_phase_slip_leaves_no_avoidable_gap(inwater_period_ns: int, surface_pe
 
     inwater, surface = arrivals(inwater_period_ns), arrivals(surface_period_ns)
     inside = [time_ns for time_ns in inwater if time_ns <= surface[-1]]
-    tolerance = tolerance_ns(inwater, surface, 1 * MS)
+    tolerance = tolerance_of(inwater, surface, 1 * MS)
     pairs = match(inside, surface, tolerance)
     assert len(pairs) >= 0.99 * len(inside)
     assert len(pairs) == greedy(inside, surface, tolerance)
@@ -131,24 +132,3 @@ def test_memory_follows_the_undecided_run(max_lag: int | None) -> None:
         matcher.advance(k * 111 * MS, k * 111 * MS)
         most = max(most, matcher.undecided)
     assert most <= 20
-
-
-def test_tolerance_is_half_the_slower_period_plus_what_blurs_the_stamps() -> None:
-    """Steady sensors: half of the slower period and twice the clock sd; a gap changes nothing."""
-    fast = [k * 111 * MS for k in range(900)]
-    slow = [k * S for k in range(50)]
-    assert tolerance_ns(fast, slow, 3 * MS) == 506 * MS
-    assert tolerance_ns(fast, slow[:20] + slow[40:], 3 * MS) == 506 * MS
-
-
-def test_jitter_widens_the_tolerance() -> None:
-    """Arrival quanta of 15 ms on one side add 15 ms."""
-    steady = [k * S for k in range(60)]
-    quantised = [k * S + (k % 2) * 15 * MS for k in range(60)]
-    assert tolerance_ns(steady, quantised, 0) - tolerance_ns(steady, steady, 0) >= 15 * MS
-
-
-@pytest.mark.parametrize("inwater", [[], [5]])
-def test_tolerance_of_streams_too_short_to_show_a_period(inwater: list[int]) -> None:
-    """One reading or none still gives a positive tolerance."""
-    assert tolerance_ns(inwater, [], 0) == 500 * MS

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from common.messages import Marker, Reading, to_json
 from common.rows import encode_marker_row, encode_row, parse_utc
 from tests.sim import HEAD, MS, UTC_0, Machine, S, Sensor, draw_reboots, draw_session, old_row, write_stream
-from topside_daemon.fusion.banner import banner_rows
+from tests.sim.rows import read, recorded
 from topside_daemon.fusion.cockpit import METADATA_FILE
-from topside_daemon.fusion.readers import EXCHANGES_FILE, SessionError, read_session
-from topside_daemon.fusion.timeline import UNNUMBERED
+from topside_daemon.fusion.columns import UNNUMBERED
+from topside_daemon.fusion.comparisons import EXCHANGES_FILE
+from topside_daemon.fusion.readers import SessionError
 
 OLD_HEAD = "timestamp,sensor_id,mode,value,TempC,Vin"
 BOOT = """\
@@ -60,8 +61,8 @@ def read_old(folder: Path, rows: list[str], line_end: str = "\n") -> tuple[list[
     folder.mkdir(exist_ok=True)
     text = line_end.join([OLD_HEAD, *rows, ""])
     (folder / "session.csv").write_bytes(text.encode())
-    stream = read_session(folder).inwater
-    return [one.value for one in stream.readings], [one.reason for one in stream.rejects]
+    stream = read(folder).inwater
+    return [one.value for one in recorded(stream)], [one.reason for one in stream.rejects]
 
 
 def readings(count: int, start_ns: int = 0) -> list[Reading]:
@@ -78,9 +79,9 @@ def _folder() -> Iterator[Path]:
 def test_a_session_of_ours_is_read_whole(tmp_path: Path, reboots: bool) -> None:
     """Both streams, the exchanges and both lists of epochs come back as they were written."""
     drawn = draw_reboots(1) if reboots else draw_session(1, duration_s=20)
-    session = read_session(drawn.write(tmp_path / "session"))
-    assert (session.inwater.readings, session.surface.readings) == (drawn.inwater, drawn.surface)
-    assert session.exchanges == drawn.exchanges
+    session = read(drawn.write(tmp_path / "session"))
+    assert (recorded(session.inwater), recorded(session.surface)) == (drawn.inwater, drawn.surface)
+    assert list(session.comparisons) == drawn.exchanges
     assert (session.epochs, session.inwater.epochs) == (drawn.topside_epochs, drawn.pi_epochs)
     assert not session.all_rejects and not session.notes
 
@@ -88,32 +89,32 @@ def test_a_session_of_ours_is_read_whole(tmp_path: Path, reboots: bool) -> None:
 def test_one_sensor_alone_is_a_session(tmp_path: Path) -> None:
     """A Pi's folder copied off the card, and a session whose other sensor never was, are read."""
     write_stream(tmp_path / "5f1d", readings(10))
-    assert len(read_session(tmp_path / "5f1d").inwater.readings) == 10
+    assert len(recorded(read(tmp_path / "5f1d").inwater)) == 10
     write_stream(tmp_path / "dive" / "surface_1", readings(10))
-    session = read_session(tmp_path / "dive")
-    assert (len(session.inwater.readings), len(session.surface.readings)) == (0, 10)
+    session = read(tmp_path / "dive")
+    assert (len(recorded(session.inwater)), len(recorded(session.surface))) == (0, 10)
 
 
 def test_the_combined_file_stands_in_for_absent_chunks(tmp_path: Path) -> None:
     """Without chunks session.csv is the record; with LF line ends the checksums still hold."""
     rows = b"".join(map(encode_row, readings(5)))
     (tmp_path / "session.csv").write_bytes((HEAD + rows).replace(b"\r\n", b"\n"))
-    assert read_session(tmp_path).inwater.readings == readings(5)
+    assert recorded(read(tmp_path).inwater) == readings(5)
 
 
 def test_rows_come_back_once_and_in_order(tmp_path: Path) -> None:
     """Shuffled and repeated rows are sorted by their own clock and counted as duplicates."""
     rows = readings(30)
     write_stream(tmp_path / "s", Random(2).sample([*rows, *rows[:7]], 37))
-    stream = read_session(tmp_path / "s").inwater
-    assert (stream.readings, stream.duplicates, stream.missing) == (rows, 7, 0)
+    stream = read(tmp_path / "s").inwater
+    assert (recorded(stream), stream.duplicates, stream.missing) == (rows, 7, 0)
 
 
 def test_a_hole_in_the_numbers_is_missing(tmp_path: Path) -> None:
     """A lost row is counted by its seq."""
     rows = readings(10)
     write_stream(tmp_path / "s", rows[:4] + rows[6:])
-    assert read_session(tmp_path / "s").inwater.missing == 2
+    assert read(tmp_path / "s").inwater.missing == 2
 
 
 def test_markers_are_not_light(tmp_path: Path) -> None:
@@ -122,8 +123,8 @@ def test_markers_are_not_light(tmp_path: Path) -> None:
     write_stream(tmp_path / "s", readings(4))
     with (tmp_path / "s" / "chunk_00001.csv").open("ab") as file:
         file.write(encode_marker_row(marker, "in"))
-    stream = read_session(tmp_path / "s").inwater
-    assert (len(stream.readings), stream.markers) == (4, 1)
+    stream = read(tmp_path / "s").inwater
+    assert (len(recorded(stream)), stream.markers) == (4, 1)
     row = "2025-11-03T20:12:44.000Z,x,SYNC_START,4101685509,0,0"
     assert read_old(tmp_path / "old", [*RECORDED[:3], row, *RECORDED[3:]])[0] == values(RECORDED)
 
@@ -134,17 +135,17 @@ def test_our_markers_come_from_their_own_file_first(tmp_path: Path) -> None:
     write_stream(tmp_path / "s", readings(4))
     with (tmp_path / "s" / "chunk_00001.csv").open("ab") as file:
         file.write(encode_marker_row(marker, "in"))
-    [row] = read_session(tmp_path / "s").inwater.marked
+    [row] = read(tmp_path / "s").inwater.marked
     assert (row.sync_id, row.kind, row.epoch, row.mono_ns) == ("f47ac10b", "START", 0, 5)
     (tmp_path / "s" / "markers.jsonl").write_bytes(to_json(marker) + b"\n{torn")
-    assert read_session(tmp_path / "s").inwater.marked[0] == marker
+    assert read(tmp_path / "s").inwater.marked[0] == marker
 
 
 def test_old_rows_stay_in_the_order_of_arrival(tmp_path: Path) -> None:
     """A clock that was set back does not shuffle readings, and what came after has an epoch of its own."""
     rows = [*RECORDED, *moved(RECORDED, -30)]
     assert read_old(tmp_path, rows) == (values(rows), [])
-    assert [one.epoch for one in read_session(tmp_path).inwater.readings] == [-1] * 7 + [-2] * 7
+    assert [one.epoch for one in recorded(read(tmp_path).inwater)] == [-1] * 7 + [-2] * 7
 
 
 def test_a_damaged_row_is_named_and_left_out(tmp_path: Path) -> None:
@@ -154,8 +155,8 @@ def test_a_damaged_row_is_named_and_left_out(tmp_path: Path) -> None:
     lines = chunk.read_bytes().splitlines(keepends=True)
     lines[2] = lines[2].replace(b"0.010001", b"0.910001")
     chunk.write_bytes(b"".join(lines))
-    stream = read_session(tmp_path / "s").inwater
-    assert [one.seq for one in stream.readings] == [0, 2, 3, 4, 5, 6, 7, 8, 9]
+    stream = read(tmp_path / "s").inwater
+    assert [one.seq for one in recorded(stream)] == [0, 2, 3, 4, 5, 6, 7, 8, 9]
     assert [(one.file, one.line) for one in stream.rejects] == [("chunk_00000.csv", 3)]
 
 
@@ -165,8 +166,8 @@ def test_the_torn_end_of_an_open_chunk_is_no_loss(cut: int) -> None:
     with _folder() as folder:
         whole = HEAD + b"".join(map(encode_row, readings(3)))
         (folder / "chunk_00000.tmp").write_bytes(whole[:-cut])
-        stream = read_session(folder).inwater
-        assert [one.seq for one in stream.readings] == ([0, 1, 2] if cut <= 2 else [0, 1])
+        stream = read(folder).inwater
+        assert [one.seq for one in recorded(stream)] == ([0, 1, 2] if cut <= 2 else [0, 1])
         assert (stream.torn, stream.rejects) == (int(cut > 2), [])
 
 
@@ -181,7 +182,7 @@ def test_garbage_never_raises(garbage: bytes) -> None:
         side_files = (EXCHANGES_FILE, METADATA_FILE, "session.json", "in-water_1/markers.jsonl")
         for name in (*side_files, "surface_1/chunk_00001.csv"):
             (folder / name).write_bytes(garbage)
-        assert len(read_session(folder).inwater.readings) == 4
+        assert len(recorded(read(folder).inwater)) == 4
 
 
 def test_bad_exchanges_are_named_and_the_rest_used(tmp_path: Path) -> None:
@@ -191,8 +192,8 @@ def test_bad_exchanges_are_named_and_the_rest_used(tmp_path: Path) -> None:
     lines = [to_json(one) for one in drawn.exchanges]
     lines[1] = lines[1][:50]
     (tmp_path / "s" / EXCHANGES_FILE).write_bytes(b"\n".join(lines))
-    session = read_session(tmp_path / "s")
-    assert session.exchanges == [drawn.exchanges[0], *drawn.exchanges[2:]]
+    session = read(tmp_path / "s")
+    assert list(session.comparisons) == [drawn.exchanges[0], *drawn.exchanges[2:]]
     assert [(one.file, one.line) for one in session.all_rejects] == [(EXCHANGES_FILE, 2)]
 
 
@@ -201,9 +202,9 @@ def test_a_damaged_session_file_costs_a_note(tmp_path: Path) -> None:
     drawn = draw_session(4, duration_s=5)
     drawn.write(tmp_path / "s")
     (tmp_path / "s" / "session.json").write_text('{"epochs": 3}')
-    session = read_session(tmp_path / "s")
+    session = read(tmp_path / "s")
     assert len(session.notes) == 1
-    assert session.inwater.readings == drawn.inwater
+    assert recorded(session.inwater) == drawn.inwater
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
@@ -214,7 +215,7 @@ def test_old_rows_of_every_spelling(tmp_path: Path, line_end: str, zone: str, di
     fraction = ".123456"[: digits + 1] if digits else ""
     row = f"2025-11-21T22:34:59{fraction}{zone},s,freerun,1e-7,,"
     read_old(tmp_path, [row], line_end)
-    [reading] = read_session(tmp_path).inwater.readings
+    [reading] = recorded(read(tmp_path).inwater)
     assert (
         reading.utc_ns == parse_utc("2025-11-21T22:34:59+00:00") + int("123456"[:digits].ljust(6, "0")) * 1000
     )
@@ -243,8 +244,8 @@ def test_both_generations_of_old_folders(tmp_path: Path) -> None:
         (folder / "surface_77").mkdir()
         (folder / name / "session.csv").write_text("\n".join([OLD_HEAD, *RECORDED]))
         (folder / "surface_77" / "chunk_00000.csv").write_text("\n".join([OLD_HEAD, *RECORDED[:3], ""]))
-        session = read_session(folder)
-        assert (len(session.inwater.readings), len(session.surface.readings)) == (7, 3)
+        session = read(folder)
+        assert (len(recorded(session.inwater)), len(recorded(session.surface))) == (7, 3)
 
 
 @pytest.mark.parametrize(
@@ -316,12 +317,13 @@ def test_a_restart_in_a_night_of_zeros(tmp_path: Path) -> None:
     assert len(reasons) == len(BOOT)
 
 
-def test_columns_switched_off_for_long_are_readings() -> None:
+@pytest.mark.parametrize("alone", [1, 39])
+def test_columns_switched_off_for_long_are_readings(tmp_path: Path, alone: int) -> None:
     """A sensor set to send the value alone is not taken for boot text, nor is one row without TempC."""
-    on = [Reading(-1, -1, 0, k * S, "s", "freerun", f"0.0101{k:02d}", "25.19", "7.494") for k in range(1, 40)]
-    off = [Reading(-1, -1, 0, (50 + k) * S, "s", "freerun", f"0.0102{k:02d}") for k in range(1, 40)]
-    assert banner_rows([*on, *off]) == set()
-    assert banner_rows([*on, *off[:1], *on]) == set()
+    on = [old_row(UTC_0 + k * S, f"0.0101{k:02d}") for k in range(1, 40)]
+    off = [old_row(UTC_0 + (50 + k) * S, f"0.0102{k:02d}", "", "") for k in range(1, alone + 1)]
+    rows = [*on, *off, *moved(on, 100)]
+    assert read_old(tmp_path, rows) == (values(rows), [])
 
 
 @pytest.mark.parametrize("kind", ["absent", "empty", "crowded"])
@@ -334,14 +336,14 @@ def test_an_unusable_path_says_why(tmp_path: Path, kind: str) -> None:
         write_stream(path / "in-water_1", readings(1))
         write_stream(path / "in-water_2", readings(1))
     with pytest.raises(SessionError, match=f"{kind}: .*: (give|fuse) "):
-        read_session(path)
+        read(path)
 
 
 def test_a_byte_order_mark_is_not_part_of_the_header(tmp_path: Path) -> None:
     """A file that was saved with one is read like any other."""
     (tmp_path / "session.csv").write_bytes(b"\xef\xbb\xbf" + "\n".join([OLD_HEAD, *RECORDED, ""]).encode())
-    stream = read_session(tmp_path).inwater
-    assert ([one.value for one in stream.readings], stream.rejects) == (values(RECORDED), [])
+    stream = read(tmp_path).inwater
+    assert ([one.value for one in recorded(stream)], stream.rejects) == (values(RECORDED), [])
 
 
 def test_two_readings_in_one_millisecond_are_two(tmp_path: Path) -> None:
@@ -351,4 +353,4 @@ def test_two_readings_in_one_millisecond_are_two(tmp_path: Path) -> None:
     rows = [RECORDED[0], twin, twin, *RECORDED[2:]]
     kept, reasons = read_old(tmp_path, rows)
     assert (kept, reasons) == (values([RECORDED[0], twin, *RECORDED[2:]]), [])
-    assert read_session(tmp_path).inwater.duplicates == 1
+    assert read(tmp_path).inwater.duplicates == 1

@@ -5,6 +5,7 @@ same fuser with a bounded lag, on what is known so far.
 """
 
 from collections import deque
+from itertools import pairwise
 from typing import Any
 
 from msgspec import to_builtins
@@ -23,8 +24,11 @@ from common.messages import (
 )
 from topside_daemon.deck import View
 from topside_daemon.fusion.bursts import group_bursts
+from topside_daemon.fusion.columns import INWATER as INWATER_SIDE
+from topside_daemon.fusion.columns import SURFACE as SURFACE_SIDE
+from topside_daemon.fusion.columns import Summary
 from topside_daemon.fusion.latency import latency_of
-from topside_daemon.fusion.matching import tolerance_ns
+from topside_daemon.fusion.rhythm import Hold, Rhythm, tolerance_ns
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.stream import FusedRow, Fuser
 from topside_daemon.fusion.tether import LinkMemory
@@ -64,7 +68,7 @@ class Live(View):
         self._settings = settings
         self._session_id = session_id
         self._timeline = Timeline(topside_epochs, [], link)
-        self._fuser = Fuser(self._timeline, TOLERANCE_NS, LAG)
+        self._fuser = Fuser(self._timeline, TOLERANCE_NS, LAG, self._hold())
         self._anchor_ns = topside_epochs[-1].utc_ns - topside_epochs[-1].mono_ns if topside_epochs else 0
         self._expected = (inwater, surface)
         self._recent: tuple[deque[int], deque[int]] = (deque(maxlen=RECENT), deque(maxlen=RECENT))
@@ -83,7 +87,7 @@ class Live(View):
         chosen = self._settings
         given_ms = chosen.inwater_latency_ms if inwater else chosen.surface_latency_ms
         latency = latency_of(sensor, None if given_ms is None else given_ms / 1e3)
-        self._timeline.latency_ns[0 if inwater else 1] = latency.total_ns
+        self._timeline.set_latency(INWATER_SIDE if inwater else SURFACE_SIDE, latency.total_ns)
 
     def know_epoch(self, epoch: int, boot_id: str, durable_seq: int = -1) -> None:
         """Learn which boot of the Pi its rows belong to, from a live frame or from its record."""
@@ -105,8 +109,9 @@ class Live(View):
     def surface(self, readings: list[Reading]) -> None:
         """The next surface readings."""
         for reading in readings:
-            self._recent[1].append(self._timeline.surface_time(reading))
-            self._fuser.push_surface(reading)
+            time_ns = self._fuser.push_surface(reading)
+            if time_ns is not None:
+                self._recent[1].append(time_ns)
         self._last_surface = (readings[-1], self._clock.mono_ns())
 
     def burst(self, exchanges: list[Exchange]) -> None:
@@ -175,8 +180,7 @@ class Live(View):
         """Publish the clock model and learn the tolerance; to be called once a second."""
         state, now_ns = self._clock_now(), self._clock.utc_ns()
         if all(len(times) > 1 for times in self._recent):
-            sd_ns = state.offset_sd_ns if state else 0
-            self._fuser.retune(tolerance_ns(list(self._recent[0]), list(self._recent[1]), sd_ns))
+            self._retune(state.offset_sd_ns if state else 0)
         frame = ClockFrame(
             v=PROTOCOL,
             session_id=self._session_id,
@@ -191,6 +195,18 @@ class Live(View):
             delay_min_ms=_ms(state.delay_min_ns) if state else None,
         )
         self._publisher.send(CLOCK_MODEL, frame, now_ns)
+
+    def _retune(self, sd_ns: int) -> None:
+        """By the rhythm of the newest readings."""
+        inwater, surface = (
+            Rhythm.of(Summary.of(after - before for before, after in pairwise(sorted(times))))
+            for times in self._recent
+        )
+        self._fuser.retune(tolerance_ns(self._settings, inwater, surface, sd_ns), self._hold(surface))
+
+    def _hold(self, surface: Rhythm | None = None) -> Hold | None:
+        held = self._settings.mode == "inwater"
+        return Hold.of(self._settings, surface or Rhythm(None, 0.0, 0)) if held else None
 
     def _clock_now(self) -> SegmentState | None:
         reading, _ = self._last_inwater

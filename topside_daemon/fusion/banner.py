@@ -21,15 +21,14 @@ because night is full of true zeros.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
-from itertools import groupby
 from typing import NamedTuple
 
 from common.messages import Reading
 
 _VERSION = re.compile(r"[1-9]\.\d{1,3}")
-_ESTABLISHED_ROWS = 2  # that show a set of columns before fewer of them are suspect
+ESTABLISHED_ROWS = 2  # that show a set of columns before fewer of them are suspect
 _LONGEST_TEXT_ROWS = 24  # more numbers than any menu and boot text leave
 _FOREIGN_SHARE = 0.02  # of a recording's readings; one in a hundred drops two trailing zeros
 _TEXT_DECIMALS = 3  # where there is no reading to compare with; 4.003 has the most
@@ -51,26 +50,40 @@ class _Boot(NamedTuple):
     has_zero: bool
 
 
-def banner_rows(readings: Sequence[Reading]) -> set[int]:
-    """Indices of the rows of one recording, in the order of arrival, that are not readings."""
-    boots = [boot for index in range(len(readings)) if (boot := _boot_at(readings, index))]
+def banner_rows(
+    readings: Sequence[Reading], whole: Iterable[int], narrow: Sequence[int], compared: Iterable[int]
+) -> set[int]:
+    """Indices of the rows of one recording, in the order of arrival, that are not readings.
+
+    Args:
+        readings: all of them; few are looked at.
+        whole: those with a value alone that may be a whole number.
+        narrow: those with fewer columns than this sensor sends.
+        compared: those that show what is usual.
+    """
+    boots = [boot for index in whole if (boot := _boot_at(readings, index))]
     doubtful = {index for boot in boots for index in range(boot.menu, boot.end + 1)}
-    usual = _Usual(reading for index, reading in enumerate(readings) if index not in doubtful)
+    runs = [run for run in _runs(narrow) if len(run) <= _LONGEST_TEXT_ROWS]
+    if not boots and not runs:
+        return set()
+    shown = {index: readings[index] for index in compared}
+    usual = _Usual(reading for index, reading in shown.items() if index not in doubtful)
     found = {index for boot in boots for index in _boot_rows(readings, boot, usual)}
-    return found | _short_runs(readings, found)
-
-
-def _short_runs(readings: Sequence[Reading], pattern: set[int]) -> set[int]:
-    counts = Counter(map(_columns, readings))
-    widest = max((columns for columns, rows in counts.items() if rows >= _ESTABLISHED_ROWS), default=0)
-    usual = _Usual(reading for reading in readings if _columns(reading) >= widest)
-    found: set[int] = set()
-    for narrow, group in groupby(range(len(readings)), key=lambda index: _columns(readings[index]) < widest):
-        run = list(group)
-        if narrow and len(run) <= _LONGEST_TEXT_ROWS:
-            proven = not pattern.isdisjoint(run)
-            found |= {index for index in run if proven or usual.is_foreign(readings[index])}
+    few = set(narrow)
+    wide = _Usual(reading for index, reading in shown.items() if index not in few)
+    for run in runs:
+        proven = not found.isdisjoint(run)
+        found |= {index for index in run if proven or wide.is_foreign(readings[index])}
     return found
+
+
+def _runs(rows: Sequence[int]) -> Iterator[range]:
+    """Neighbours together."""
+    first = 0
+    for place in range(1, len(rows) + 1):
+        if place == len(rows) or rows[place] != rows[place - 1] + 1:
+            yield range(rows[first], rows[place - 1] + 1)
+            first = place
 
 
 def _boot_at(readings: Sequence[Reading], reset: int) -> _Boot | None:

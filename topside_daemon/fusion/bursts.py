@@ -5,11 +5,14 @@ of a burst, one from each direction, may come from different exchanges. No I/O, 
 offset = Pi - topside in ns, positive: the Pi reads ahead.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from statistics import median
+from struct import Struct as Layout
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from common.messages import Exchange, to_json
 
@@ -19,6 +22,9 @@ ALONE_NS = 1_000_000_000
 FASTEST_PPM = 200  # no two crystals drift apart faster
 JITTER_NS = 150_000  # that the quickest exchange of a burst may still hold
 SLACK_NS = 50_000  # what two clocks may drift apart within a burst, and then some
+
+
+_BRACKET = Layout("<4q")
 
 
 class Bracket(Struct, frozen=True, gc=False):
@@ -51,15 +57,19 @@ class Bracket(Struct, frozen=True, gc=False):
 
 
 class Burst(Struct, frozen=True, gc=False):
-    """The usable exchanges of one burst over one transport, and how many of them were sent."""
+    """The usable exchanges of one burst over one transport, packed: a day has thousands."""
 
-    brackets: tuple[Bracket, ...]
+    packed: bytes  # the brackets
     transport: str
     call: Bracket | None = None  # by HTTP beside a burst by UDP: evidence of HTTP's bias
 
+    @classmethod
+    def of(cls, brackets: Iterable[Bracket], transport: str, call: Bracket | None = None) -> "Burst":
+        return cls(b"".join(_BRACKET.pack(*astuple(one)) for one in brackets), transport, call)
+
     @property
-    def pi_mono_ns(self) -> int:
-        return self.brackets[len(self.brackets) // 2].pi_mono_ns
+    def brackets(self) -> list[Bracket]:
+        return [Bracket(*one) for one in _BRACKET.iter_unpack(self.packed)]
 
 
 def delay_ns(exchange: Exchange) -> int:
@@ -131,7 +141,7 @@ def usable(exchanges: Iterable[Exchange], refused: Counter[str]) -> Burst | None
     if not agreeing:
         return None
     http = [bracket_of(exchange) for exchange in whole if exchange.transport == "http"] if udp else []
-    return Burst(tuple(agreeing), "udp" if udp else "http", http[0] if http else None)
+    return Burst.of(agreeing, "udp" if udp else "http", http[0] if http else None)
 
 
 def _majority(brackets: Sequence[Bracket], floor_ns: int, slack_ns: int) -> list[Bracket]:
@@ -182,45 +192,80 @@ def group_bursts(exchanges: Iterable[Exchange]) -> list[list[Exchange]]:
     A burst is what shares (sync_id, kind, sequence) and both boots within ten seconds, or follows within a
     second and is alone under its name. Stamps that are told again under another name are no news.
     """
-    unique = set(exchanges)
+    every = list(exchanges)
     began: dict[str, int] = {}  # by wall time, the only clock that survives a boot
-    for one in unique:
+    for one in every:
         began[one.topside_boot_id] = min(
             one.topside_utc_ns, began.get(one.topside_boot_id, one.topside_utc_ns)
         )
-    order = sorted(
-        unique, key=lambda one: (began[one.topside_boot_id], one.topside_boot_id, one.t1_ns, to_json(one))
-    )
-    latest: dict[tuple[str, str | None, str, str, int], list[Exchange]] = {}
-    bursts: list[list[Exchange]] = []
-    told: set[tuple[str, int, int | None, int | None, int]] = set()
-    for exchange in order:
-        boot, t4 = exchange.topside_boot_id, exchange.t4_ns
-        if t4 is not None:
-            if (stamps := (boot, exchange.t1_ns, exchange.t2_ns, exchange.t3_ns, t4)) in told:
+    every.sort(key=lambda one: (began[one.topside_boot_id], one.topside_boot_id, one.t1_ns))
+    return list(bursts_in_order(every))
+
+
+def bursts_in_order(exchanges: Iterable[Exchange]) -> Iterator[list[Exchange]]:
+    """The same of exchanges that are in the order of their boots and t1 already, with no more in memory than
+    seconds of them."""
+    return _joined(_named(_settled(exchanges)))
+
+
+def _settled(exchanges: Iterable[Exchange]) -> Iterator[Exchange]:
+    """What was sent at one instant in an order of its own, and once."""
+    for _, group in groupby(exchanges, key=lambda one: (one.topside_boot_id, one.t1_ns)):
+        together = list(group)
+        if len(together) > 1:
+            together.sort(key=to_json)
+        told: set[tuple[int | None, int | None, int]] = set()
+        for place, one in enumerate(together):
+            if one in together[:place]:
                 continue
-            told.add(stamps)
-        name = (boot, exchange.pi_boot_id, exchange.sync_id, exchange.kind, exchange.sequence)
-        burst = latest.get(name)
-        if burst is None or exchange.t1_ns - burst[0].t1_ns > BURST_SPAN_NS:
-            burst = latest[name] = []
-            bursts.append(burst)
-        burst.append(exchange)
-    return _joined(bursts)
+            if one.t4_ns is not None:
+                if (stamps := (one.t2_ns, one.t3_ns, one.t4_ns)) in told:
+                    continue
+                told.add(stamps)
+            yield one
 
 
-def _joined(bursts: list[list[Exchange]]) -> list[list[Exchange]]:
+_Name = tuple[str, str | None, str, str, int]
+
+
+def _named(exchanges: Iterable[Exchange]) -> Iterator[list[Exchange]]:
+    """What shares a name within the span of a burst, in the order of the first of each."""
+    latest: dict[_Name, list[Exchange]] = {}
+    waiting: deque[tuple[_Name, list[Exchange]]] = deque()
+    for one in exchanges:
+        while waiting and _is_past(waiting[0][1], one):
+            name, burst = waiting.popleft()
+            if latest[name] is burst:
+                del latest[name]
+            yield burst
+        name = (one.topside_boot_id, one.pi_boot_id, one.sync_id, one.kind, one.sequence)
+        if name not in latest:
+            latest[name] = []
+            waiting.append((name, latest[name]))
+        latest[name].append(one)
+    yield from (burst for _, burst in waiting)
+
+
+def _joined(bursts: Iterable[list[Exchange]]) -> Iterator[list[Exchange]]:
     """Recordings that name every exchange differently: what is alone under its name joins its neighbours."""
-    found: list[list[Exchange]] = []
     alone: dict[tuple[str, str | None], list[Exchange]] = {}
+    waiting: deque[list[Exchange]] = deque()
     for burst in bursts:
         one, boots = burst[0], (burst[0].topside_boot_id, burst[0].pi_boot_id)
+        while waiting and _is_past(waiting[0], one):
+            yield waiting.popleft()
         run = alone.get(boots)
         near = run and one.t1_ns - run[-1].t1_ns < ALONE_NS and one.t1_ns - run[0].t1_ns <= BURST_SPAN_NS
         if len(burst) == 1 and run and near:
             run.append(one)
             continue
-        found.append(burst)
+        waiting.append(burst)
         if len(burst) == 1:
             alone[boots] = burst
-    return found
+    yield from waiting
+
+
+def _is_past(burst: list[Exchange], now: Exchange) -> bool:
+    """Nothing can join it any more."""
+    first = burst[0]
+    return first.topside_boot_id != now.topside_boot_id or now.t1_ns - first.t1_ns > BURST_SPAN_NS

@@ -9,16 +9,18 @@ Drift = d(offset)/dt, positive: the Pi gains. Deviations are one sigma.
 """
 
 from bisect import bisect_right
-from itertools import pairwise
-from math import sqrt
+from collections.abc import Iterator, Sequence
+from math import inf, sqrt
 from statistics import fmean, median
 from typing import Literal
 
 from msgspec import Struct
 
-from topside_daemon.fusion.bursts import SLACK_NS, Bracket, Burst, may_follow, tightest
+from topside_daemon.fusion.bursts import SLACK_NS, Bracket, Burst, may_follow, tightest, unrest
 from topside_daemon.fusion.certificate import Bounds, Certificate
-from topside_daemon.fusion.filterbank import FilterBank, Moments
+from topside_daemon.fusion.columns import Course
+from topside_daemon.fusion.courses import follow
+from topside_daemon.fusion.filterbank import FilterBank
 from topside_daemon.fusion.tether import LinkMemory, Node, Tether
 
 DRIFT_PRIOR_PPM = 85.0  # sd of the difference of two uncalibrated crystals
@@ -28,7 +30,9 @@ GATE_SDS = 5.0  # a minority whose quickest possible midpoint is further than th
 GATE_NS = 50_000.0  # is not a late packet: those have wide brackets
 BREAK_BURSTS = 3  # bursts in a row that contradict the model but not each other: a clock has jumped
 APART_S = 1e-3  # bursts are, in their order
-NORMAL_95 = 1.96
+STEP_NS = 30_000_000_000  # beyond the outermost burst courses grow longer from this on
+
+KNOWN = 2  # beside the bit that says whether bounds contradict each other
 
 _S = 1e9  # ns
 _PPM = 1e3  # ns per s
@@ -67,17 +71,6 @@ class Evidence(Struct, frozen=True):
     memory: Literal["none", "used", "contradicted"]
 
 
-class _Span(Struct, gc=False):
-    """Between two bursts, or outside the outermost: bounds in ns from the origin, and the variance that no
-    number of bursts can lower, at both ends."""
-
-    start: float
-    end: float
-    bounds: Bounds
-    left_variance: float
-    right_variance: float
-
-
 class ClockModel:
     """The Pi's clock against the topside clock over one unbroken run of both.
 
@@ -101,7 +94,8 @@ class ClockModel:
         self._tether = Tether(self._memory)
         self._nodes = self._tether.nodes
         self._certificate = Certificate()
-        self._spans: dict[int, _Span] = {}  # until another burst is taken
+        self._instants: list[int] = []  # of the nodes, on the Pi's clock
+        self._contradict = bytearray()  # of each interval that was asked for: whether its bounds do
 
     def take(self, burst: Burst) -> bool:
         """Take one burst into the model; False if its brackets contradict what is known.
@@ -184,50 +178,51 @@ class ClockModel:
     @property
     def span_ns(self) -> tuple[int, int]:
         """Pi time of the first and the last burst in use; (0, 0) before the first."""
-        if not self._nodes:
-            return (0, 0)
-        return (self._nodes[0].bracket.pi_mono_ns, self._nodes[-1].bracket.pi_mono_ns)
+        return (self._instants[0], self._instants[-1]) if self._nodes else (0, 0)
 
     def _judge(self, burst: Burst) -> Node | None:
         """What the burst measures, as far as it can be true; None if most of it cannot."""
-        brackets = list(burst.brackets)
+        sent: Sequence[Bracket] = burst.brackets
+        brackets = sent
         if not self._nodes:
-            self._origin = tightest(brackets)
+            self._origin = tightest(sent)
         else:
-            brackets = self._believed(burst)
-            if 2 * len(brackets) < len(burst.brackets):
+            brackets = self._believed(sent, burst.transport)
+            if 2 * len(brackets) < len(sent):
                 return None
         bracket = tightest(brackets)
         t = self._seconds(bracket.pi_mono_ns)
         return Node(
             burst=burst,
             bracket=bracket,
-            left_out=len(burst.brackets) - len(brackets),
+            probes=len(sent),
+            unrest=unrest(sent),
+            left_out=len(sent) - len(brackets),
             t=max(t, self._nodes[-1].t + APART_S) if self._nodes else t,
             offset=float(bracket.offset_ns - self._origin.offset_ns),
             delay=float(max(0, bracket.width_ns)),
         )
 
-    def _believed(self, burst: Burst) -> list[Bracket]:
+    def _believed(self, brackets: Sequence[Bracket], transport: str) -> Sequence[Bracket]:
         """The exchanges that can be true: whose brackets meet what the brackets before them prove.
 
         The quickest of the last minutes measured the same as now, asymmetry and all, unless the path
         has changed; what a minority says against that is left out too.
         """
-        t, last = self._seconds(burst.pi_mono_ns), self._nodes[-1]
+        t, last = self._seconds(brackets[len(brackets) // 2].pi_mono_ns), self._nodes[-1]
         low, high = self._certificate.between(len(self._nodes) - 1, last.t, max(t, last.t)).at(
             max(0.0, t - last.t), 0.0
         )
         origin_ns = self._origin.offset_ns
         possible = [
             one
-            for one in burst.brackets
+            for one in brackets
             if one.low_ns - origin_ns <= high + SLACK_NS and one.high_ns - origin_ns >= low - SLACK_NS
         ]
         moments = self._bank.at(t)
         foretold_ns = origin_ns + round(moments.offset)
         near_ns = round(GATE_SDS * sqrt(moments.variance) + GATE_NS)
-        floor_ns = round(last.floor) if last.burst.transport == burst.transport else 0
+        floor_ns = round(last.floor) if last.burst.transport == transport else 0
         likely = [one for one in possible if _within(one.inside(floor_ns), foretold_ns, near_ns)]
         return likely if 2 * len(likely) > len(possible) else possible
 
@@ -245,7 +240,8 @@ class ClockModel:
             self._seconds(bracket.high_at_ns),
             float(bracket.high_ns - origin_ns),
         )
-        self._spans.clear()
+        self._instants.append(self._nanoseconds(node.t))
+        self._contradict = bytearray(len(self._nodes))
 
     def at(self, pi_mono_ns: int) -> Estimate:
         """Offset and drift at an instant of the Pi's monotonic clock.
@@ -257,31 +253,114 @@ class ClockModel:
         Raises:
             LookupError: nothing has been taken yet.
         """
+        found = follow(self.course(pi_mono_ns), pi_mono_ns, 0)
+        drift = self._bank.at(self._seconds(pi_mono_ns))
+        assert found.offset_ns is not None and found.sd_ns is not None
+        assert found.low_ns is not None and found.high_ns is not None
+        return Estimate(
+            offset_ns=found.offset_ns,
+            sd_ns=found.sd_ns,
+            drift_ppm=drift.drift / _PPM,
+            drift_sd_ppm=sqrt(drift.drift_variance) / _PPM,
+            low_ns=found.low_ns,
+            high_ns=found.high_ns,
+        )
+
+    def course(self, pi_mono_ns: int) -> Course:
+        """The offset around an instant, as it runs from one burst to the next, or beyond the outermost for a
+        while.
+
+        Raises:
+            LookupError: nothing has been taken yet.
+        """
         if not self._nodes:
             raise LookupError("no exchange yet")
-        t = self._seconds(pi_mono_ns)
-        moments = self._bank.at(t)
-        span = self._span(t)
-        after, before = t - span.start, span.end - t
-        low, high = span.bounds.at(after, before)
-        share = after / (after + before) if after + before > 0 else 0.0
-        constant = span.left_variance + share * (span.right_variance - span.left_variance)
-        return self._estimate(moments, constant, low, high)
+        last = len(self._nodes) - 1
+        place = bisect_right(self._instants, pi_mono_ns) - 1
+        place -= (
+            place == last > 0 and pi_mono_ns == self._instants[last]
+        )  # the last burst ends the last interval
+        if 0 <= place < last:
+            return self._between(place)
+        step = _steps_away(abs(pi_mono_ns - self._instants[max(place, 0)]))
+        return self._before(step) if place < 0 else self._after(step)
 
-    def _estimate(self, moments: Moments, constant: float, low: float, high: float) -> Estimate:
-        offset, variance, drift, drift_variance = moments
-        if low > high:  # contradictions beyond all that is allowed: the truth may be on either side
-            low, high = min(high, offset), max(low, offset)
-        offset = min(max(offset, low), high)
-        sd = min(sqrt(variance + constant), max(offset - low, high - offset) / NORMAL_95)
-        origin = self._origin.offset_ns
-        return Estimate(
-            offset_ns=origin + round(offset),
-            sd_ns=round(sd),
-            drift_ppm=drift / _PPM,
-            drift_sd_ppm=sqrt(drift_variance) / _PPM,
-            low_ns=origin + int(low // 1),
-            high_ns=origin - int(-high // 1),
+    def courses(self, first_ns: int, last_ns: int) -> Iterator[Course]:
+        """All of them from one instant to another."""
+        at_ns = first_ns
+        while at_ns <= last_ns:
+            course = self.course(at_ns)
+            yield course
+            at_ns = course.until
+
+    def _between(self, place: int) -> Course:
+        left, right = self._nodes[place], self._nodes[place + 1]
+        h = right.t - left.t
+        _, offset, variance, _ = self._bank.between(place)
+        constant = self._tether.constant_variance(left)
+        growth = self._tether.constant_variance(right) - constant
+        bounds = self._bounds(place)
+        slow, fast = bounds.slowest * h, bounds.fastest * h
+        since, until = self._instants[place], self._instants[place + 1]
+        return self._course(
+            (since, until + (place + 2 == len(self._nodes)), since),
+            1 / (until - since),
+            offset,
+            (variance[0] + constant, variance[1] + growth, *variance[2:]),
+            (bounds.left_low, slow, bounds.right_low - fast, fast),
+            (bounds.left_high, fast, bounds.right_high - slow, slow),
+        )
+
+    def _bounds(self, place: int) -> Bounds:
+        bounds = self._certificate.between(place, self._nodes[place].t, self._nodes[place + 1].t)
+        self._contradict[place] = KNOWN | bounds.contradict
+        return bounds
+
+    def _contradicts(self, place: int) -> bool:
+        return bool((self._contradict[place] or KNOWN | self._bounds(place).contradict) & 1)
+
+    def _after(self, step: int) -> Course:
+        """Behind the last burst; what the certificate allows there is that of the end of the step."""
+        edge, edge_ns = self._nodes[-1], self._instants[-1]
+        near_ns, far_ns = _reach_ns(step)
+        _, offset, variance, _ = self._bank.after()
+        bounds = self._certificate.between(len(self._nodes) - 1, edge.t, edge.t + far_ns / _S)
+        return self._course(
+            (edge_ns + max(near_ns, len(self._nodes) > 1), edge_ns + far_ns, edge_ns),
+            1 / _S,
+            offset,
+            (variance[0] + self._tether.constant_variance(edge), *variance[1:]),
+            (bounds.left_low, bounds.slowest, -inf, 0.0),
+            (bounds.left_high, bounds.fastest, inf, 0.0),
+        )
+
+    def _before(self, step: int) -> Course:
+        """Before the first burst, likewise."""
+        edge, edge_ns = self._nodes[0], self._instants[0]
+        near_ns, far_ns = _reach_ns(step)
+        _, offset, variance, _ = self._bank.before()
+        bounds = self._certificate.between(-1, edge.t - far_ns / _S, edge.t)
+        return self._course(
+            (edge_ns - far_ns + 1, edge_ns - near_ns + 1 if near_ns else edge_ns, edge_ns),
+            1 / _S,
+            offset,
+            (variance[0] + self._tether.constant_variance(edge), *variance[1:]),
+            (bounds.right_low, bounds.fastest, -inf, 0.0),
+            (bounds.right_high, bounds.slowest, inf, 0.0),
+        )
+
+    def _course(
+        self,
+        range_ns: tuple[int, int, int],
+        rate: float,
+        offset: tuple[float, float, float, float],
+        variance: tuple[float, ...],
+        low: tuple[float, float, float, float],
+        high: tuple[float, float, float, float],
+    ) -> Course:
+        v0, v1, v2, v3, v4, v5, v6 = variance
+        return Course(
+            *range_ns, self._origin.offset_ns, 0, 0, rate, offset, (v0, v1, v2, v3, v4, v5, v6), low, high
         )
 
     def unsettled_ns(self, ahead_s: float) -> int:
@@ -296,7 +375,7 @@ class ClockModel:
             node.offset - self._tether.http_bias(node.burst) - self._bank.at(node.t).offset for node in nodes
         ]
         delays = sorted(node.delay for node in nodes)
-        inner = [self._span((one.t + other.t) / 2) for one, other in pairwise(nodes)]
+        inner = range(len(self._nodes) - len(nodes), len(self._nodes) - 1)
         return Evidence(
             residual_rms_ns=round(sqrt(fmean(one * one for one in residuals))),
             residual_max_ns=round(max(map(abs, residuals))),
@@ -305,7 +384,7 @@ class ClockModel:
             transport=self._nodes[0].burst.transport,
             http_bias_ns=self._tether.http_bias_ns,
             wander=self._bank.wander,
-            contradictions=sum(span.bounds.contradict for span in inner),
+            contradictions=sum(map(self._contradicts, inner)),
             memory="none" if self._memory is None else "used" if self._trusting else "contradicted",
         )
 
@@ -325,32 +404,22 @@ class ClockModel:
             utc_ns=utc_ns,
         )
 
-    def _span(self, t: float) -> _Span:
-        place = bisect_right(self._nodes, t, key=_instant) - 1
-        beyond = 0 if place < 0 else len(self._nodes) - 1 if place == len(self._nodes) - 1 else None
-        if beyond is not None:  # its window reaches as far as the question
-            edge = self._nodes[beyond].t
-            start, end = min(edge, t), max(edge, t)
-            constant = self._tether.constant_variance(self._nodes[beyond])
-            return _Span(start, end, self._certificate.between(place, start, end), constant, constant)
-        if place not in self._spans:
-            left, right = self._nodes[place], self._nodes[place + 1]
-            self._spans[place] = _Span(
-                left.t,
-                right.t,
-                self._certificate.between(place, left.t, right.t),
-                self._tether.constant_variance(left),
-                self._tether.constant_variance(right),
-            )
-        return self._spans[place]
-
     def _seconds(self, pi_mono_ns: int) -> float:
         return (pi_mono_ns - self._origin.pi_mono_ns) / _S
+
+    def _nanoseconds(self, t: float) -> int:
+        return self._origin.pi_mono_ns + round(t * _S)
 
 
 def _within(bounds_ns: tuple[int, int], at_ns: int, slack_ns: int) -> bool:
     return bounds_ns[0] - slack_ns <= at_ns <= bounds_ns[1] + slack_ns
 
 
-def _instant(node: Node) -> float:
-    return node.t
+def _steps_away(beyond_ns: int) -> int:
+    """How often a distance doubles STEP_NS; 0 up to there."""
+    return max(0, (beyond_ns // STEP_NS).bit_length())
+
+
+def _reach_ns(step: int) -> tuple[int, int]:
+    """From where to where a step reaches."""
+    return (STEP_NS << step >> 1 if step else 0, STEP_NS << step)

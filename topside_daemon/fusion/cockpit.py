@@ -16,8 +16,9 @@ from msgspec.structs import replace
 from common.files import read_json
 from common.messages import Kind, Marker, Reading
 from common.rows import MARKER_MODE, check_row, parse_utc
+from topside_daemon.fusion.columns import UNNUMBERED
 from topside_daemon.fusion.ladder import TimeSync
-from topside_daemon.fusion.timeline import UNNUMBERED
+from topside_daemon.fusion.ladder.steps import Labels
 
 METADATA_FILE = "sync_metadata.json"
 ROUNDING_NS = 2_000_000  # the Pi's time cut to ms, offset and uncertainty rounded to ms
@@ -26,8 +27,6 @@ WORST_BOUND_NS = 100_000_000  # half the round trip beyond which the old Cockpit
 _NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"(-?\d{1,20})(\.0*)?")
 _NOTHING = (b"", b"null", b"None", b"NaN", b"nan", b"undefined")  # how a missing number was written
-_ASTRAY_NS = 60_000_000_000  # outside both neighbours, which are closer together than this
-_ALONE_NS = 86_400_000_000_000  # from the first or last label to all others: no session waits a day
 _FIELDS_MIN = 4  # timestamp, sensor, mode, value: what old readers ask of a row
 _KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 _LONGEST_MS = 3e12  # a century; a Pi that was never set is half of one behind
@@ -87,36 +86,6 @@ def _marker(mode: str, value: str, utc_ns: int, epoch: int = UNNUMBERED, mono_ns
     if kind == "PERIODIC":
         name, sequence = name & 0xFFFFFF00, name & 0xFF
     return Marker(f"{name:08x}", kind, sequence, epoch, mono_ns, utc_ns, -1)
-
-
-def repeated_rows(readings: Sequence[Reading]) -> set[int]:
-    """Indices of old rows, in the order of arrival, that are in the file a second time.
-
-    A row like the one before it, or one of a run: after a clock was set back, a single reading may by
-    chance equal another.
-    """
-    last: dict[Reading, int] = {}
-    lags = []
-    for index, reading in enumerate(readings):
-        lags.append(index - last.get(reading, index))
-        last[reading] = index
-    runs = zip(lags, [0, *lags], [*lags[1:], 0], strict=False)
-    return {index for index, (lag, *near) in enumerate(runs) if lag == 1 or (lag and lag in near)}
-
-
-def astray_rows(labels_ns: Sequence[int]) -> list[int]:
-    """Indices of single labels, in the order of arrival, that lie far outside their neighbours'."""
-    found = []
-    if len(labels_ns) > 2:
-        found += [0] * (abs(labels_ns[1] - labels_ns[0]) > _ALONE_NS)
-        for index in range(1, len(labels_ns) - 1):
-            before, label, after = labels_ns[index - 1 : index + 2]
-            low, high = min(before, after), max(before, after)
-            outside_ns = max(low - label, label - high)
-            if outside_ns > _ASTRAY_NS > high - low:
-                found.append(index)
-        found += [len(labels_ns) - 1] * (abs(labels_ns[-1] - labels_ns[-2]) > _ALONE_NS)
-    return found
 
 
 def read_metadata(folder: Path, notes: list[str]) -> Metadata:
@@ -195,14 +164,13 @@ def _measured_markers(entries: object) -> tuple[list[Marker], list[Marker]]:
     return found
 
 
-def with_measured(
-    markers: Sequence[Marker], measured: Sequence[Marker], labels_ns: Sequence[int]
-) -> list[Marker]:
+def with_measured(markers: Sequence[Marker], measured: Sequence[Marker], labels: Labels) -> list[Marker]:
     """Markers of an old record, and those that only the metadata still has, put where their label falls."""
     known = {marker.key for marker in markers}
     found = list(markers)
     for marker in measured:
         if marker.key not in known:
-            after = next((n for n, label in enumerate(labels_ns) if label > marker.utc_ns), len(labels_ns))
+            row = labels.first_from(marker.utc_ns + 1)
+            after = row if labels[row] > marker.utc_ns else len(labels)
             found.append(replace(marker, after_seq=after - 1))
     return found

@@ -7,17 +7,13 @@ of them are. That edge is laid through the least late reading of each block, and
 lateness, so that dejittering shifts no record against one that was left alone. O(n). No I/O, no clock.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from math import sqrt
-from operator import attrgetter
 from statistics import fmean, median
 from typing import NamedTuple
 
 from msgspec import Struct
-
-from common.messages import Reading
 
 RUN_MIN = 64  # readings; fewer show no line
 BLOCK, BLOCK_S = 64, 30.0  # at least so many readings, and so long, to have one that is nearly in time
@@ -27,7 +23,7 @@ PAUSE = 0.25  # of a period; a lost pulse or a reboot makes at least one
 PASSES = 3
 WANDER = 5e-5  # of the time between knots; a real sensor's pace changed by 6e-5 in half an hour
 ALL_LATE, ALL_LATE_SHARE = 32, 0.01  # so many in a row above the median come once in 4e9 by chance
-_FAR_NS = 1 << 63
+FAR_NS = 1 << 63
 
 BROKEN = f"the pace breaks off within {RUN_MIN} readings"
 UNEVEN = "the spacing wanders more than that of a free-running sensor"
@@ -49,15 +45,6 @@ class Run(Struct, frozen=True):
     after_rms_s: float
 
 
-class Dejittered(Struct, frozen=True):
-    """times_ns: one for each reading given, on the clock of mono_ns. left: readings whose stamps stand, by
-    reason."""
-
-    times_ns: list[int]
-    runs: list[Run]
-    left: dict[str, int]
-
-
 class Refusal(Struct, frozen=True):
     """Why stamps are left alone."""
 
@@ -71,49 +58,32 @@ class _Knot(NamedTuple):
     late_ns: float
 
 
-def dejitter(readings: Sequence[Reading]) -> Dejittered | Refusal:
-    """Smooth the instants of one sensor's readings, given epoch by epoch in the order of its clock.
+def dejitter(
+    seqs: Sequence[int], stamps_ns: Sequence[int], low_ns: int = -FAR_NS, high_ns: int = FAR_NS
+) -> Iterator[tuple[Run | Refusal, list[int]]]:
+    """Smooth the instants of one sensor's readings within one epoch, in the order of its clock: run by run.
 
     Readings are taken in runs of one pace: a hole in seq that agrees with the time that passed is bridged,
     anything else (a pause, a reboot of either side, a jump in the numbers) ends a run. A run that is too
     short, or not of a free-running sampler, keeps its stamps. No instant is later than its stamp by more
     than the median lateness of its run, and none is before that of the reading before.
+
+    Args:
+        low_ns: the instant of the reading before these.
+        high_ns: the stamp of the one behind them.
     """
-    if any(reading.mode != "freerun" for reading in readings):
-        return Refusal("the sensor was polled: its pace is the poller's")
-    if any(reading.seq < 0 for reading in readings):
-        return Refusal("the readings have no numbers")
-    times_ns: list[int] = []
-    runs: list[Run] = []
-    left: Counter[str] = Counter()
-    for _, epoch in groupby(readings, key=attrgetter("epoch")):
-        for smooth, instants_ns in _epoch(list(epoch)):
-            times_ns += instants_ns
-            if isinstance(smooth, Run):
-                runs.append(smooth)
-            else:
-                left[smooth.reason] += len(instants_ns)
-    if not runs:
-        return Refusal(max(left, key=left.__getitem__, default="there are no readings"))
-    return Dejittered(times_ns, runs, dict(left))
-
-
-def _epoch(readings: list[Reading]) -> Iterator[tuple[Run | Refusal, list[int]]]:
-    """Every run of one epoch in turn. Instants stay between those of its neighbours."""
-    seqs = [reading.seq for reading in readings]
-    stamps_ns = [reading.mono_ns for reading in readings]
-    first, low_ns = 0, stamps_ns[0] - _FAR_NS
-    while first < len(readings):
+    first = 0
+    while first < len(seqs):
         end = _end_of_run(seqs, stamps_ns, first)
         run, instants_ns = _smooth(seqs[first:end], stamps_ns[first:end])
-        high_ns = stamps_ns[end] if end < len(readings) else stamps_ns[-1] + _FAR_NS
+        above_ns = stamps_ns[end] if end < len(seqs) else high_ns
         if isinstance(run, Run):
-            instants_ns = [min(max(instant_ns, low_ns), high_ns) for instant_ns in instants_ns]
+            instants_ns = [min(max(instant_ns, low_ns), above_ns) for instant_ns in instants_ns]
         yield run, instants_ns
         first, low_ns = end, instants_ns[-1]
 
 
-def _end_of_run(seqs: list[int], stamps_ns: list[int], first: int) -> int:
+def _end_of_run(seqs: Sequence[int], stamps_ns: Sequence[int], first: int) -> int:
     """Index behind the run that begins at *first*.
 
     One reading that comes too early ends it, for none can. One that comes late does not: it does when the
@@ -137,7 +107,7 @@ def _end_of_run(seqs: list[int], stamps_ns: list[int], first: int) -> int:
     return len(seqs)
 
 
-def _pace_ns(seqs: list[int], stamps_ns: list[int]) -> float:
+def _pace_ns(seqs: Sequence[int], stamps_ns: Sequence[int]) -> float:
     """Time from number to number, from few readings: the mean of the middle half of what pairs say."""
     pairs = zip(seqs, seqs[PACE_LAG:], stamps_ns, stamps_ns[PACE_LAG:], strict=False)
     paces = sorted((t1 - t0) / (n1 - n0) for n0, n1, t0, t1 in pairs if n1 > n0)
@@ -145,21 +115,21 @@ def _pace_ns(seqs: list[int], stamps_ns: list[int]) -> float:
     return fmean(paces[quarter : len(paces) - quarter]) if paces else 0.0
 
 
-def _smooth(seqs: list[int], stamps_ns: list[int]) -> tuple[Run | Refusal, list[int]]:
+def _smooth(seqs: Sequence[int], stamps_ns: Sequence[int]) -> tuple[Run | Refusal, list[int]]:
     """Smooth instants of one run, or its stamps and why."""
     if len(seqs) < RUN_MIN:
-        return Refusal(BROKEN), stamps_ns
+        return Refusal(BROKEN), list(stamps_ns)
     at = [seq - seqs[0] for seq in seqs]
     after_ns = [stamp_ns - stamps_ns[0] for stamp_ns in stamps_ns]
     half = len(at) // 2
     pace_ns = median((after_ns[i + half] - after_ns[i]) / (at[i + half] - at[i]) for i in range(half))
     if pace_ns <= 0:
-        return Refusal(BROKEN), stamps_ns
+        return Refusal(BROKEN), list(stamps_ns)
     knots = _edge(at, after_ns, pace_ns)
     lates_ns = [x - y for x, y in zip(after_ns, _line(knots, pace_ns, at), strict=True)]
     late_ns = median(lates_ns)
     if not _is_free_running(knots, lates_ns, late_ns, pace_ns):
-        return Refusal(UNEVEN), stamps_ns
+        return Refusal(UNEVEN), list(stamps_ns)
     run = Run(
         first_seq=seqs[0],
         last_seq=seqs[-1],

@@ -1,89 +1,37 @@
 """One-to-one pairing in order: the most pairs within a tolerance, then the least total distance.
 
-An exact dynamic programme over in-water readings, run as they arrive. A state says which surface
-reading was used last; it survives only while no other state used less and scored as much, and states
-that the next in-water reading cannot tell apart are one. Their histories form a tree whose root moves
-on as soon as all survivors agree, so memory follows the undecided run, not the session. No I/O, no
-clock; times are int ns on one axis.
+An exact dynamic programme over in-water readings, run as they arrive. A history says which surface reading
+was used last; it survives only while no other used less and scored as much, and histories that the next
+in-water reading cannot tell apart are one. What each reading did in each history is a trail that is kept only
+until all survivors agree on it, so memory follows the undecided run. No I/O, no clock; times are int ns on
+one axis.
+
+The kernel does the same for whole sessions, with the same choices among equals.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from itertools import pairwise
-from statistics import median
 from typing import NamedTuple
 
 _PAIR = 1 << 96  # one pair outweighs any total distance in ns
-_BEFORE_ALL = -(1 << 127)
-_GAP_PERIODS = 1.5  # a longer interval is a gap in the stream, not jitter
-_FALLBACK_PERIOD_NS = 1_000_000_000  # of two sensors too short to show one: the slow one's usual period
+_NONE = -(1 << 200)  # less than any score
 
 
-def period_ns(times_ns: Sequence[int]) -> int | None:
-    """Median interval of a sensor, None below two readings."""
-    intervals = [after - before for before, after in pairwise(times_ns)]
-    return round(median(intervals)) if intervals else None
-
-
-def tolerance_ns(inwater_times: Sequence[int], surface_times: Sequence[int], clock_sd_ns: int) -> int:
-    """How far apart two readings of one moment can be stamped, in ns.
-
-    Half the slower sensor's period, because two free-running samplers are up to that far apart, plus
-    the arrival jitter of both (p95 - p5 of the intervals, gaps left out), plus two clock deviations, each
-    of these at most another half period: what is paired further apart is not one moment.
-    """
-    periods = [period for times in (inwater_times, surface_times) if (period := period_ns(times))]
-    half_ns = max(periods, default=_FALLBACK_PERIOD_NS) // 2
-    jitter_ns = _jitter_ns(inwater_times) + _jitter_ns(surface_times)
-    return half_ns + min(jitter_ns, half_ns) + min(2 * clock_sd_ns, half_ns)
-
-
-def _jitter_ns(times_ns: Sequence[int]) -> int:
-    period = period_ns(times_ns)
-    if not period:
-        return 0
-    intervals = (after - before for before, after in pairwise(times_ns))
-    regular = sorted(interval for interval in intervals if interval <= _GAP_PERIODS * period)
-    last = len(regular) - 1
-    return regular[last * 95 // 100] - regular[last * 5 // 100]
-
-
-class _Node:
-    """One decision in the tree of histories: an in-water reading and its partner, None if it has none."""
-
-    __slots__ = ("children", "inwater", "parent", "surface")
-
-    def __init__(self, parent: "_Node | None", inwater: int, surface: int | None) -> None:
-        self.parent = parent
-        self.inwater = inwater
-        self.surface = surface
-        self.children: set[_Node] = set()
-        if parent is not None:
-            parent.children.add(self)
-
-
-class _State(NamedTuple):
-    """Best history in which no surface reading beyond *used* is taken."""
-
-    used: int
-    used_ns: int
-    score: int
-    node: _Node
-
-
-class _Step(NamedTuple):
-    used: int
-    used_ns: int
-    score: int
-    before: _State
-    surface: int | None
-
-
-class Pairing(NamedTuple):
+class Decision(NamedTuple):
     """A final decision: indices count the readings of each sensor from 0; None: no partner."""
 
     inwater: int
     surface: int | None
+
+
+class _Trace(NamedTuple):
+    """What one reading did: for each slot behind it, the slot before it and whether it took that slot's
+    surface reading. merged, by: how its slots come from those behind the reading before: slot 0 from slot
+    `merged`, every other from the one `by` higher. low: index of the surface reading of slot 1."""
+
+    choices: list[tuple[int, bool]]
+    merged: int
+    by: int
+    low: int
 
 
 class Matcher:
@@ -98,131 +46,150 @@ class Matcher:
     def __init__(self, tolerance_ns: int, max_lag: int | None = None) -> None:
         self.tolerance_ns = tolerance_ns
         self._max_lag = max_lag
-        self._inwater: deque[tuple[int, int]] = deque()
-        self._surface: deque[tuple[int, int]] = deque()
-        self._inwater_count = self._surface_count = self._decided = 0
+        self._inwater: deque[int] = deque()
+        self._surface: deque[int] = deque()  # from index _low on
+        self._low = 0
+        # slot 0: nothing from _low on is used; slot n: _low + n - 1 was the last
+        self._scores: list[int | None] = [0]
+        self._merged = self._by = 0  # since the last reading
+        self._trail: deque[_Trace] = deque()
+        self._decided = 0
         self._used = -1  # the last surface reading in a decided pair
-        self._root = _Node(None, -1, None)
-        self._states = [_State(-1, _BEFORE_ALL, 0, self._root)]
 
     @property
     def undecided(self) -> int:
         """In-water readings taken and not yet decided."""
-        return self._inwater_count - self._decided
+        return len(self._trail) + len(self._inwater)
 
     @property
     def settled_surface(self) -> int:
         """No surface reading with an index below this gets a partner beyond those already reported."""
-        if self._root.children:
-            return self._used + 1
-        return self._surface[0][0] if self._surface else self._surface_count
+        return self._used + 1 if self._trail else max(self._used + 1, self._low)
 
     def add_inwater(self, time_ns: int) -> None:
         """Take the next in-water reading; times never decrease."""
-        self._inwater.append((self._inwater_count, time_ns))
-        self._inwater_count += 1
+        self._inwater.append(time_ns)
 
     def add_surface(self, time_ns: int) -> None:
         """Take the next surface reading; times never decrease."""
-        self._surface.append((self._surface_count, time_ns))
-        self._surface_count += 1
+        self._surface.append(time_ns)
 
-    def advance(self, inwater_until_ns: int, surface_until_ns: int) -> list[Pairing]:
+    def advance(self, inwater_until_ns: int, surface_until_ns: int) -> list[Decision]:
         """What is decided now that no reading before these instants will come any more."""
-        pairings: list[Pairing] = []
-        while self._inwater and self._inwater[0][1] + self.tolerance_ns < surface_until_ns:
-            index, time_ns = self._inwater.popleft()
-            self._forget_before(time_ns - self.tolerance_ns)
-            self._take(index, time_ns)
-            self._decide(pairings)
-        next_ns = self._inwater[0][1] if self._inwater else inwater_until_ns
-        self._forget_before(min(next_ns, inwater_until_ns) - self.tolerance_ns)
+        pairings: list[Decision] = []
+        while self._inwater and self._inwater[0] + self.tolerance_ns < surface_until_ns:
+            time_ns = self._inwater.popleft()
+            self._slide(time_ns - self.tolerance_ns)
+            self._step(time_ns)
+            if self._max_lag is not None and len(self._trail) > self._max_lag:
+                self._decide(pairings)
+                self._insist(pairings)
+        next_ns = min(self._inwater[0], inwater_until_ns) if self._inwater else inwater_until_ns
+        self._slide(next_ns - self.tolerance_ns)
         self._decide(pairings)
         return pairings
 
-    def finish(self) -> list[Pairing]:
+    def finish(self) -> list[Decision]:
         """Decide the rest: nothing more will come."""
-        end_ns = max((queue[-1][1] for queue in (self._inwater, self._surface) if queue), default=0)
-        end_ns = max(end_ns, max(state.used_ns for state in self._states))
-        beyond_ns = end_ns + 2 * self.tolerance_ns + 1
+        ends = [queue[-1] for queue in (self._inwater, self._surface) if queue]
+        beyond_ns = max(ends, default=0) + 2 * self.tolerance_ns + 1
         return self.advance(beyond_ns, beyond_ns)
 
-    def _forget_before(self, start_ns: int) -> None:
-        """Surface readings before *start_ns* can be used no more: states that differ in them are one.
+    def _slide(self, start_ns: int) -> None:
+        """Surface readings before *start_ns* can be used no more: histories that differ in them are one, the
+        best, which is that of the highest slot."""
+        surface, by = self._surface, 0
+        while surface and surface[0] < start_ns:
+            surface.popleft()
+            by += 1
+        if not by:
+            return
+        self._low += by
+        scores = self._scores
+        best = min(by, len(scores) - 1)
+        while best > 0 and scores[best] is None:
+            best -= 1
+        self._scores = [scores[best], *scores[by + 1 :]]
+        if best:
+            self._merged = best + self._by
+        self._by += by
 
-        States are kept in the order of what they used and of their score, so the last is the best.
-        """
-        while self._surface and self._surface[0][1] < start_ns:
-            self._surface.popleft()
-        same = 0
-        while same + 1 < len(self._states) and self._states[same + 1].used_ns < start_ns:
-            same += 1
-        for state in self._states[:same]:
-            self._prune(state.node)
-        del self._states[:same]
-
-    def _take(self, index: int, time_ns: int) -> None:
-        before = self._states
-        self._states = [
-            _State(step.used, step.used_ns, step.score, _Node(step.before.node, index, step.surface))
-            for step in self._undominated(self._steps(time_ns))
-        ]
-        for state in before:
-            self._prune(state.node)
-
-    def _steps(self, time_ns: int) -> list[_Step]:
-        """Every way on from the present states: without a partner, or with one from the window."""
-        states = self._states
-        steps = [_Step(state.used, state.used_ns, state.score, state, None) for state in states]
-        best = 0
-        for surface, surface_ns in self._surface:
-            if surface_ns > time_ns + self.tolerance_ns:
+    def _step(self, time_ns: int) -> None:
+        """Every way on for one reading. Of equals, not to pair is preferred, then the earlier partner."""
+        before, tolerance_ns = self._scores, self.tolerance_ns
+        slots = len(before)
+        top = best = _NONE if before[0] is None else before[0]
+        scores: list[int | None] = [before[0]]
+        choices = [(0, False)]
+        source = 0
+        for slot, surface_ns in enumerate(self._surface, 1):
+            apart_ns = time_ns - surface_ns
+            if -apart_ns > tolerance_ns:
                 break
-            while best + 1 < len(states) and states[best + 1].used < surface:
-                best += 1
-            if states[best].used < surface:
-                score = states[best].score + _PAIR - abs(time_ns - surface_ns)
-                steps.append(_Step(surface, surface_ns, score, states[best], surface))
-        return steps
+            stays = before[slot] if slot < slots else None
+            score, choice = best + _PAIR - abs(apart_ns), (source, True)
+            if stays is not None:
+                if stays >= score:
+                    score, choice = stays, (slot, False)
+                best, source = stays, slot
+            choices.append(choice)
+            scores.append(score if score > top else None)
+            top = max(top, score)
+        self._scores = scores
+        self._trail.append(_Trace(choices, self._merged, self._by, self._low))
+        self._merged = self._by = 0
 
-    @staticmethod
-    def _undominated(steps: list[_Step]) -> list[_Step]:
-        """Only steps that score more than every step using less; of equals the earlier pairing stays."""
-        kept: list[_Step] = []
-        for step in sorted(steps, key=lambda one: (one.used, -one.score, one.surface is not None)):
-            if not kept or step.score > kept[-1].score:
-                kept.append(step)
-        return kept
+    def _back(self, slot: int, merged: int, by: int) -> int:
+        """The slot behind the reading before, from one before the next reading."""
+        return slot + by if slot else merged
 
-    def _prune(self, node: _Node) -> None:
-        """Cut a history that no state stands on, up to where it left another."""
-        while not node.children and node.parent is not None:
-            parent, node.parent = node.parent, None
-            parent.children.discard(node)
-            node = parent
+    def _decide(self, pairings: list[Decision]) -> None:
+        """Give out what all histories agree on: those that they had become one before."""
+        slots, place = {slot for _, slot in self._histories()}, len(self._trail) - 1
+        while place >= 0 and len(slots) > 1:
+            trace = self._trail[place]
+            slots = {self._back(trace.choices[slot][0], trace.merged, trace.by) for slot in slots}
+            place -= 1
+        if place >= 0:
+            self._give_out(slots.pop(), place, pairings)
 
-    def _decide(self, pairings: list[Pairing]) -> None:
-        self._move_root(pairings)
-        taken = self._inwater_count - len(self._inwater)
-        while self._max_lag is not None and taken - self._decided > self._max_lag:
-            chosen = self._oldest(self._states[-1])
-            lost = [state for state in self._states if self._oldest(state) is not chosen]
-            self._states = [state for state in self._states if self._oldest(state) is chosen]
-            for state in lost:
-                self._prune(state.node)
-            self._move_root(pairings)
-
-    def _oldest(self, state: _State) -> _Node:
-        node = state.node
-        while node.parent is not None and node.parent is not self._root:
-            node = node.parent
-        return node
-
-    def _move_root(self, pairings: list[Pairing]) -> None:
-        while len(self._root.children) == 1:
-            self._root = self._root.children.pop()
-            self._root.parent = None
+    def _give_out(self, slot: int, place: int, pairings: list[Decision]) -> None:
+        """The readings up to *place* of the trail, as they are seen from a slot behind that one."""
+        partners: list[int | None] = []
+        for number in range(place, -1, -1):
+            trace = self._trail[number]
+            before, taken = trace.choices[slot]
+            partners.append(trace.low + slot - 1 if taken else None)
+            slot = self._back(before, trace.merged, trace.by)
+        for partner in reversed(partners):
+            if partner is not None:
+                self._used = partner
+            pairings.append(Decision(self._decided, partner))
             self._decided += 1
-            if self._root.surface is not None:
-                self._used = self._root.surface
-            pairings.append(Pairing(self._root.inwater, self._root.surface))
+            self._trail.popleft()
+
+    def _insist(self, pairings: list[Decision]) -> None:
+        """Give the oldest readings what the best history says, and drop the histories that say otherwise."""
+        assert self._max_lag is not None
+        while len(self._trail) > self._max_lag:
+            oldest = [(self._oldest(slot), n) for n, slot in self._histories()]
+            chosen = oldest[-1][0]
+            for said, n in oldest:
+                if said != chosen:
+                    self._scores[n] = None
+            self._give_out(chosen, 0, pairings)
+
+    def _histories(self) -> list[tuple[int, int]]:
+        """Present slot, and the slot behind the last reading, of every history."""
+        return [
+            (n, self._back(n, self._merged, self._by))
+            for n, score in enumerate(self._scores)
+            if score is not None
+        ]
+
+    def _oldest(self, slot: int) -> int:
+        """The slot behind the oldest undecided reading, from one behind the last."""
+        for place in range(len(self._trail) - 1, 0, -1):
+            trace = self._trail[place]
+            slot = self._back(trace.choices[slot][0], trace.merged, trace.by)
+        return slot

@@ -1,70 +1,60 @@
-"""Session folders as streams of readings: ours, a Pi's folder alone, and folders of the old Cockpit.
+"""Session folders as streams of rows: ours, a Pi's folder alone, and folders of the old Cockpit.
 
 Everything but the rows is optional. A row that cannot be trusted is left out, counted and named by file
 and line; nothing in a file raises.
 """
 
-import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
 from common.files import read_json, read_lines
-from common.messages import UNDECODABLE, Epoch, Exchange, Marker, Reading
-from common.rows import HEADER, decode_row
-from topside_daemon.fusion.banner import banner_rows
-from topside_daemon.fusion.cockpit import (
-    astray_rows,
-    decode_marker_row,
-    decode_old_row,
-    read_metadata,
-    repeated_rows,
-    with_measured,
-)
-from topside_daemon.fusion.ladder import Ladder, Record, climb
+from common.messages import Epoch, Marker, Reading
+from topside_daemon.fusion.cockpit import METADATA_FILE, read_metadata, with_measured
+from topside_daemon.fusion.columns import INWATER, SURFACE, UNNUMBERED
+from topside_daemon.fusion.comparisons import EXCHANGES_FILE, Comparisons
+from topside_daemon.fusion.index import Index
+from topside_daemon.fusion.intake import Intake, Reject, decode_text
+from topside_daemon.fusion.kernel import Kernel, choose_kernel
+from topside_daemon.fusion.labelled import ASTRAY_NS, Labelled, astray_rows, boot_rows, repeated_rows, without
+from topside_daemon.fusion.ladder import UNPLACED, Ladder, Record, climb
+from topside_daemon.fusion.ladder.steps import Pieces
+from topside_daemon.fusion.seqset import SeqSet
 from topside_daemon.fusion.settings import Settings
+from topside_daemon.fusion.sorting import by_clock, fill, first_of_each, sorted_rows
+from topside_daemon.fusion.spill import Spill
+from topside_daemon.fusion.stamps import Stamps
 from topside_daemon.fusion.tether import LinkMemory
-from topside_daemon.fusion.timeline import UNNUMBERED
+from topside_daemon.fusion.texts import Input, Texts, chunk_files, input_of
+from topside_daemon.fusion.timeline import ANCHOR_ROWS, Beginning
 
-EXCHANGES_FILE = "exchanges.jsonl"
 SESSION_FILE = "session.json"
 MARKERS_FILE = "markers.jsonl"
-_CHUNK = re.compile(r"chunk_(\d+)\.(csv|tmp|csv\.tmp)")  # the last is an open chunk of the old Cockpit
-_COMBINED = "session.csv"
-_HEADER_START = b"timestamp,"
-_OUR_FIELDS = HEADER.count(",") + 1
-_WIDEST_NS = 1 << 63
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of a file that went through a spreadsheet
-_LATEST_NS = 7_258_118_400_000_000_000  # 2200-01-01; before 1970 and from there on no clock was set
+BLOCK_ROWS = 16_384  # of rows that had to be sorted
 
 
 class SessionError(ValueError):
     """A path that cannot be fused; the message names the cause and the cure."""
 
 
-class Reject(Struct, frozen=True):
-    """A line that was left out. file is relative to the session; lines count from 1."""
-
-    file: str
-    line: int
-    reason: str
-
-
 class Stream(Struct):
     """One sensor's record. torn: rows cut off at the open end of a chunk; missing: holes in seq.
 
-    readings: unnumbered ones first, in the order of arrival, their epoch the piece of their clock (see
-    `ladder`). sensor: its configuration as it was recorded. markers: how many rows were; marked: those
-    with a name, the fullest record of each first.
+    index: unnumbered rows first, in the order of arrival, their epoch the piece of their clock (see
+    `ladder`); then numbered ones, in the order of their clock. sensor: its configuration as it was recorded.
+    markers: how many marker rows were; marked: those with a name, the fullest record of each first.
     """
 
     name: str
-    readings: list[Reading] = []
+    index: Index
+    texts: Texts | None = None
     epochs: list[Epoch] = []
     markers: int = 0
     marked: list[Marker] = []
@@ -74,86 +64,108 @@ class Stream(Struct):
     rejects: list[Reject] = []
     sensor: dict[str, Any] | None = None
 
+    def readings(self) -> Iterator[Reading]:
+        """All of it, one by one; slow."""
+        for block in self.index.blocks():
+            for at_ns, seq, span in zip(block.at, block.seq, block.span, strict=True):
+                assert self.texts is not None
+                yield decode_text(self.texts.row(span), seq, block.epoch, at_ns)
+
+    def beginnings(self) -> Iterator[Beginning]:
+        """Epoch, mono_ns and utc_ns of the first numbered rows of every epoch."""
+        for epoch, (first, end) in self.index.ranges().items():
+            if epoch >= 0:
+                block = self.index.block_of(first)
+                here = slice(first - block.first, min(end, first + ANCHOR_ROWS) - block.first)
+                yield from (
+                    Beginning(epoch, *row) for row in zip(block.at[here], block.utc[here], strict=True)
+                )
+
 
 class Session(Struct):
     """What a folder holds. epochs are the topside machine's; notes say what optional part was unusable.
 
     ladder: the clock for what has no exchanges. link: what earlier sessions had shown of the pair of
-    machines when this one began. settings: how it was to be fused.
+    machines when this one began. settings: how it was to be fused. To be closed: it holds files.
     """
 
     path: Path
     inwater: Stream
     surface: Stream
     ladder: Ladder
-    exchanges: list[Exchange] = []
+    comparisons: Comparisons
+    held: ExitStack
     epochs: list[Epoch] = []
     link: LinkMemory | None = None
     settings: Settings = Settings()
-    rejects: list[Reject] = []
     notes: list[str] = []
+    beside: list[Input] = []
+
+    @property
+    def inputs(self) -> list[Input]:
+        """All that was read."""
+        texts = [one.texts for one in (self.inwater, self.surface)]
+        return [one.input for one in texts if one is not None] + self.beside
 
     @property
     def all_rejects(self) -> list[Reject]:
-        return [*self.inwater.rejects, *self.surface.rejects, *self.rejects]
+        return [*self.inwater.rejects, *self.surface.rejects, *self.comparisons.rejects]
+
+    def spill(self, folder: Path) -> Spill:
+        """One that is closed with the session."""
+        spill = Spill(folder)
+        self.held.callback(spill.close)
+        return spill
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.held.close()
 
 
-class _Row(NamedTuple):
-    file: str
-    line: int
-    reading: Reading
-
-
-def read_session(path: Path) -> Session:
+def read_session(path: Path, kernel: Kernel | None = None, scratch: Path | None = None) -> Session:
     """Everything fusion needs from a session folder or from one sensor's folder.
+
+    Args:
+        kernel: the one there is by default.
+        scratch: where rows are kept that do not fit into memory; None for the system's place.
 
     Raises:
         SessionError: there is no recording at *path*, or more than one.
         OSError: a file cannot be read.
     """
     inwater, surface = _locate(path)
-    notes: list[str] = []
-    streams = (_read_stream(path, inwater, notes), _read_stream(path, surface, notes))
-    ladder = _climb(path, streams, notes)
-    session = Session(path=path, inwater=streams[0], surface=streams[1], ladder=ladder, notes=notes)
-    if path not in (inwater, surface):
-        record = _read_record(path, notes)
-        session.epochs, session.link, session.settings = record.epochs, record.link, record.fusion
-    _read_exchanges(session)
+    kernel = kernel or choose_kernel()
+    with ExitStack() as held:
+        readers = [_StreamReader(path, kernel, scratch, held) for _ in range(2)]
+        with ThreadPoolExecutor(2) as both:
+            first, second = both.map(_StreamReader.read, readers, (inwater, surface))
+        streams = (first, second)
+        notes = [note for reader in readers for note in reader.notes]
+        ladder = _climb(path, streams, kernel, notes)
+        session = Session(path, *streams, ladder, Comparisons(path), notes=notes, held=held)
+        if path not in (inwater, surface):
+            record = _read_record(path, notes)
+            session.epochs, session.link, session.settings = record.epochs, record.link, record.fusion
+        session.beside = _small_inputs(path, inwater, surface)
+        session.held = held.pop_all()
     return session
-
-
-def _climb(path: Path, streams: tuple[Stream, Stream], notes: list[str]) -> Ladder:
-    """The ladder of a session, and its pieces put down in the readings."""
-    metadata = read_metadata(path, notes)
-    for stream, measured in zip(streams, metadata.markers, strict=True):
-        if stream.markers and not stream.readings:
-            notes.append(f"{stream.name}: {stream.markers} markers and no reading")
-        labels_ns = [reading.utc_ns for reading in stream.readings if reading.seq == UNNUMBERED]
-        if labels_ns:
-            stream.marked = with_measured(stream.marked, measured, labels_ns)
-    inwater, surface = streams
-    ladder = climb(
-        Record(inwater.readings, inwater.marked),
-        Record(surface.readings, surface.marked),
-        metadata.time_sync,
-    )
-    inwater.readings = ladder.place_inwater(inwater.readings)
-    surface.readings = ladder.place_surface(surface.readings)
-    return ladder
 
 
 def _locate(path: Path) -> tuple[Path | None, Path | None]:
     """The folders of the in-water and of the surface stream."""
     if not path.is_dir():
         raise SessionError(f"{path}: no such folder: give the folder of a session")
-    if _files(path):
+    if chunk_files(path):
         return (None, path) if path.name.startswith("surface_") else (path, None)
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     surface = [folder for folder in folders if folder.name.startswith("surface_")]
     inwater = [folder for folder in folders if folder.name.startswith("in-water_")]
     if not inwater:  # the first generation of the old Cockpit named it by the session alone
-        inwater = [folder for folder in folders if folder not in surface and _files(folder)]
+        inwater = [folder for folder in folders if folder not in surface and chunk_files(folder)]
     for found in (inwater, surface):
         if len(found) > 1:
             names = ", ".join(folder.name for folder in found)
@@ -165,128 +177,131 @@ def _locate(path: Path) -> tuple[Path | None, Path | None]:
     return inwater[0] if inwater else None, surface[0] if surface else None
 
 
-def _files(folder: Path) -> list[Path]:
-    """Its chunks in order, or the combined file where there are none."""
-    chunks = [
-        (int(match[1]), match[2], entry)
-        for entry in folder.iterdir()
-        if (match := _CHUNK.fullmatch(entry.name))
-    ]
-    if chunks:
-        return [entry for *_, entry in sorted(chunks)]
-    combined = folder / _COMBINED
-    return [combined] if combined.is_file() else []
+class _StreamReader:
+    """Reads one stream; notes: what is to be said of it."""
+
+    def __init__(self, root: Path, kernel: Kernel, scratch: Path | None, held: ExitStack) -> None:
+        self._root = root
+        self._kernel = kernel
+        self._scratch = scratch
+        self._held = held
+        self.notes: list[str] = []
+
+    def _spill(self) -> Spill:
+        spill = Spill(self._scratch)
+        self._held.callback(spill.close)
+        return spill
+
+    def read(self, folder: Path | None) -> Stream:
+        spill = self._spill()
+        if folder is None:
+            return Stream(name="", index=Index(spill))
+        texts = Texts(folder, self._root, self._spill())
+        self._held.callback(texts.close)
+        intake = Intake(self._kernel, texts, Index(spill), Index(spill))
+        for batch in texts.batches():
+            intake.take(batch)
+        record = _read_record(folder, self.notes)
+        stream = Stream(
+            name=folder.name,
+            index=intake.numbered,
+            texts=texts,
+            epochs=record.epochs,
+            sensor=record.sensor,
+            markers=intake.markers,
+            marked=intake.marked,
+            torn=intake.torn,
+            rejects=intake.rejects,
+        )
+        self.notes += [f"{name} is not as it was sealed: every row was checked" for name in texts.changed]
+        self._put_in_order(stream, intake.in_order)
+        labelled = self._only_readings(intake.labelled, stream, intake.rising)
+        labelled.extend(stream.index)
+        stream.index = labelled
+        if named := list(read_lines(folder / MARKERS_FILE, Marker)):
+            stream.marked = named + [marker for marker in stream.marked if marker.kind != "PERIODIC"]
+        return stream
+
+    def _put_in_order(self, stream: Stream, in_order: bool) -> None:
+        """Numbered rows by their clock, each number once."""
+        index = stream.index
+        if not in_order:
+            seen, ordered = SeqSet(), Index(self._spill())
+            fill(ordered, first_of_each(sorted_rows(index, by_clock, self._spill()), seen), BLOCK_ROWS)
+            stream.duplicates += index.rows - ordered.rows
+            stream.index, highest = ordered, seen.highest
+        else:
+            highest = index.last_seq
+        stream.missing = highest + 1 - stream.index.rows
+
+    def _only_readings(self, index: Index, stream: Stream, rising: bool) -> Index:
+        """Old rows in the order of arrival: a label is no order, its clock may have been set."""
+        assert stream.texts is not None
+        if not rising:
+            repeated = repeated_rows(index, Labelled(index, stream.texts))
+            stream.duplicates += len(repeated)
+            index = self._leave_out(repeated, index, stream)
+        labels = Stamps(index, self._kernel)
+        suspects = labels.outliers(-ASTRAY_NS, ASTRAY_NS)
+        astray = astray_rows(labels, suspects) if suspects else []
+        self._reject(astray, index, stream, "a label far from those before and after it")
+        index = self._leave_out(astray, index, stream)
+        readings = Labelled(index, stream.texts)
+        boot = boot_rows(index, readings, self._kernel)
+        self._reject(boot, index, stream, "number of the boot text, not a reading: {}")
+        return self._leave_out(boot, index, stream)
+
+    def _reject(self, rows: Sequence[int], index: Index, stream: Stream, reason: str) -> None:
+        assert stream.texts is not None
+        for row in rows:
+            block = index.block_of(row)
+            span = block.span[row - block.first]
+            value = stream.texts.row(span).split(b",")[3].decode("utf-8")
+            stream.rejects.append(Reject(*stream.texts.where(span), reason.format(value)))
+
+    def _leave_out(self, dropped: Sequence[int], index: Index, stream: Stream) -> Index:
+        """The other rows, and the old markers moved to where their neighbours are now."""
+        if not dropped:
+            return index
+        stream.marked = [
+            replace(marker, after_seq=marker.after_seq - bisect_right(dropped, marker.after_seq))
+            if marker.epoch < 0
+            else marker
+            for marker in stream.marked
+        ]
+        return without(index, dropped, Index(self._spill()))
 
 
-def _read_stream(session: Path, folder: Path | None, notes: list[str]) -> Stream:
-    if folder is None:
-        return Stream(name="")
-    record = _read_record(folder, notes)
-    stream = Stream(name=folder.name, epochs=record.epochs, sensor=record.sensor)
-    old: list[_Row] = []
-    ours: list[Reading] = []
-    for file in _files(folder):
-        rows = _read_rows(file, str(file.relative_to(session)), stream, len(old))
-        old += [row for row in rows if row.reading.seq == UNNUMBERED]
-        ours += [row.reading for row in rows if row.reading.seq != UNNUMBERED]
-    stream.readings = _true_readings(old, stream) + _without_duplicates(ours, stream)
-    if named := list(read_lines(folder / MARKERS_FILE, Marker)):
-        stream.marked = named + [marker for marker in stream.marked if marker.kind != "PERIODIC"]
-    return stream
+def _climb(path: Path, streams: tuple[Stream, Stream], kernel: Kernel, notes: list[str]) -> Ladder:
+    """The ladder of a session, and its pieces put down in the rows."""
+    metadata = read_metadata(path, notes)
+    records = []
+    for stream, measured in zip(streams, metadata.markers, strict=True):
+        if stream.markers and not stream.index.rows:
+            notes.append(f"{stream.name}: {stream.markers} markers and no reading")
+        ranges = stream.index.ranges()
+        first, end = ranges.pop(UNNUMBERED, (0, 0))
+        labels = Stamps(stream.index, kernel, first, end)
+        if labels:
+            stream.marked = with_measured(stream.marked, measured, labels)
+        instants = {epoch: Stamps(stream.index, kernel, *range_) for epoch, range_ in ranges.items()}
+        records.append(Record(labels, instants, stream.marked))
+    ladder = climb(records[INWATER], records[SURFACE], metadata.time_sync)
+    for stream, pieces in zip(streams, ladder.pieces, strict=True):
+        stream.index.renumber(_epochs(pieces))
+    return ladder
 
 
-def _read_rows(file: Path, name: str, stream: Stream, old_before: int) -> list[_Row]:
-    """Its rows; old markers are placed among the old readings, old_before of which are in other files."""
-    rows: list[_Row] = []
-    rejects: list[Reject] = []
-    ours: bool | None = None
-    number = last_good = 0
-    ended = True
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-            ended = line.endswith(b"\n")
-            content = line.rstrip(b"\r\n")
-            if content.startswith(_HEADER_START):
-                ours = content == HEADER.encode()
-                continue
-            if not content.strip():
-                continue
-            if ours is None:
-                ours = content.count(b",") + 1 >= _OUR_FIELDS
-            try:
-                decoded = _decode(line) if ours else decode_old_row(content)
-                if decoded is not None:
-                    _check_range(decoded)
-                if isinstance(decoded, Reading):
-                    rows.append(_Row(name, number, decoded))
-                else:
-                    stream.markers += 1
-                if isinstance(decoded, Marker):
-                    stream.marked.append(replace(decoded, after_seq=old_before + len(rows) - 1))
-                last_good = number
-            except ValueError as error:
-                rejects.append(Reject(name, number, str(error)))
-    open_end = file.suffix == ".tmp"
-    if open_end and not ours and not ended and rows and rows[-1].line == number:
-        rows.pop()  # without a checksum half a number looks like a number
-        stream.torn += 1
-    end = last_good if open_end else number
-    stream.torn += sum(reject.line > end for reject in rejects)
-    stream.rejects += [reject for reject in rejects if reject.line <= end]
-    return rows
+def _epochs(pieces: Pieces) -> list[tuple[int, int]]:
+    """Where each piece after the first begins, and the epoch of its rows."""
+    return [(start, UNPLACED - piece) for piece, start in enumerate(pieces.starts) if piece]
 
 
-def _check_range(row: Reading | Marker) -> None:
-    """Raises ValueError for what no recorder can have written."""
-    if isinstance(row, Reading) and row.seq != UNNUMBERED and (row.seq < 0 or row.epoch < 0):
-        raise ValueError("negative number or epoch")
-    if abs(row.mono_ns) >= _WIDEST_NS:
-        raise ValueError("mono_ns is no clock's")
-    if not 0 <= row.utc_ns < _LATEST_NS:
-        raise ValueError("a label outside 1970 to 2200 is no clock's")
-
-
-def _decode(line: bytes) -> Reading | Marker | None:
-    return decode_row(line) or decode_marker_row(line)
-
-
-def _true_readings(rows: list[_Row], stream: Stream) -> list[Reading]:
-    """Old rows in the order of arrival: a label is no order, its clock may have been set."""
-    repeated = repeated_rows([row.reading for row in rows])
-    stream.duplicates += len(repeated)
-    rows = _leave_out(repeated, rows, stream)
-    astray = astray_rows([row.reading.utc_ns for row in rows])
-    stream.rejects += [
-        Reject(rows[n].file, rows[n].line, "a label far from those before and after it") for n in astray
-    ]
-    rows = _leave_out(astray, rows, stream)
-    banner = banner_rows([row.reading for row in rows])
-    for index in sorted(banner):
-        file, line, reading = rows[index]
-        stream.rejects.append(Reject(file, line, f"number of the boot text, not a reading: {reading.value}"))
-    return [row.reading for row in _leave_out(banner, rows, stream)]
-
-
-def _leave_out(found: Collection[int], rows: list[_Row], stream: Stream) -> list[_Row]:
-    """The other rows, and the old markers moved to where their neighbours are now."""
-    if not found:
-        return rows
-    kept = [index for index in range(len(rows)) if index not in found]
-    stream.marked = [
-        replace(marker, after_seq=bisect_right(kept, marker.after_seq) - 1) if marker.epoch < 0 else marker
-        for marker in stream.marked
-    ]
-    return [rows[index] for index in kept]
-
-
-def _without_duplicates(readings: Iterable[Reading], stream: Stream) -> list[Reading]:
-    unique: dict[int, Reading] = {}
-    for reading in sorted(readings, key=lambda one: (one.epoch, one.mono_ns, one.seq, one.utc_ns)):
-        if unique.setdefault(reading.seq, reading) is not reading:
-            stream.duplicates += 1
-    stream.missing = max(unique, default=-1) + 1 - len(unique)
-    return list(unique.values())
+def _small_inputs(path: Path, *folders: Path | None) -> list[Input]:
+    """The files beside the chunks that a fusion looks at."""
+    beside = [path / name for name in (EXCHANGES_FILE, SESSION_FILE, METADATA_FILE)]
+    beside += [folder / name for folder in folders if folder for name in (SESSION_FILE, MARKERS_FILE)]
+    return [input_of(file, path) for file in dict.fromkeys(beside) if file.is_file()]
 
 
 class _Record(Struct):
@@ -304,21 +319,3 @@ def _read_record(folder: Path, notes: list[str]) -> _Record:
     except ValueError as error:
         notes.append(f"not used: {error}")
         return _Record()
-
-
-def _read_exchanges(session: Session) -> None:
-    decoder = msgspec.json.Decoder(Exchange)
-    for number, line in _lines(session.path / EXCHANGES_FILE):
-        try:
-            session.exchanges.append(decoder.decode(line))
-        except UNDECODABLE as error:
-            session.rejects.append(Reject(EXCHANGES_FILE, number, str(error)))
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line

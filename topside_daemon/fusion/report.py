@@ -1,53 +1,44 @@
 """What a fusion found and did, for people and for scripts."""
 
-from collections import Counter
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import get_args
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, get_args
 
 from msgspec import Struct
 
 from common import VERSION
 from common.messages import Epoch
 from common.rows import format_utc
+from topside_daemon.fusion.axis import Axis
 from topside_daemon.fusion.clockmodel import Estimate
+from topside_daemon.fusion.courses import STATUSES
+from topside_daemon.fusion.intake import Reject
 from topside_daemon.fusion.ladder import RungName, Seed
 from topside_daemon.fusion.latency import Latency
-from topside_daemon.fusion.matching import period_ns
-from topside_daemon.fusion.readers import Reject, Session, Stream
+from topside_daemon.fusion.readers import Session, Stream
 from topside_daemon.fusion.settings import Settings
-from topside_daemon.fusion.stream import FusedRow
+from topside_daemon.fusion.smoothing import Smoothed
 from topside_daemon.fusion.tether import LinkMemory
+from topside_daemon.fusion.texts import Input
 from topside_daemon.fusion.timeline import SegmentProof, Timeline
+from topside_daemon.fusion.weaving import Weaver
 
-DROPOUT_PERIODS = 3  # a longer interval is a sensor that was away
 REJECTS_SHOWN = 20
 UNRELIABLE = 0.05  # share of exchanges that contradict, beyond which stamps are not to be trusted
 
 
-class Smoothed(Struct, frozen=True):
-    """What dejittering did to one sensor's stamps. rms of the stamps around the sensor's own pace, ms.
+class Side(NamedTuple):
+    """One sensor's rows on the axis. latency: what was taken off every instant, because the light is older
+    than its stamp; smoothed: None where dejittering was not asked for."""
 
-    left: readings whose stamps stand as they are, by reason.
-    """
-
-    runs: int
-    before_rms_ms: float
-    left: dict[str, int]
-
-
-class Handled(Struct, frozen=True):
-    """What was done to the stamps of one sensor. latency: what was taken off every instant, because the light
-    is older than its stamp; dejitter: None where it was not asked for."""
-
+    axis: Axis
     latency: Latency
-    dejitter: Smoothed | None
+    smoothed: Smoothed | None
 
 
 class SensorReport(Struct, frozen=True):
     """What one sensor's record held. single: rows without a partner; missing: holes in seq.
 
-    latency and dejitter: see `Handled`.
+    latency and dejitter: see `Side`.
     """
 
     name: str
@@ -93,6 +84,7 @@ class Report(Struct, frozen=True):
     refused: dict[str, int]
     rejects: list[Reject]
     notes: list[str]
+    inputs: list[Input]
 
     @property
     def lossless(self) -> bool:
@@ -105,40 +97,46 @@ def report_on(
     settings: Settings,
     timeline: Timeline,
     tolerance: int,
-    rows: Sequence[FusedRow],
+    sides: tuple[Side, Side],
+    weaver: Weaver,
     output: str,
-    handled: tuple[Handled, Handled],
 ) -> Report:
-    """Count what a fusion did; handled: the in-water and the surface sensor's stamps."""
-    inwater_ns = [row.time_ns for row in rows if row.inwater]
-    surface_ns = sorted(row.time_ns - (row.pair_dt_ns or 0) for row in rows if row.surface)
-    distances = sorted(abs(row.pair_dt_ns) for row in rows if row.pair_dt_ns is not None)
-    dropouts = _dropouts(surface_ns)
-    clock = timeline.describe()
+    """Say what a fusion did."""
+    clock, totals, distances = timeline.describe(), weaver.totals, weaver.distances.summary()
+    statuses = {name: totals.statuses[place] for place, name in enumerate(STATUSES) if totals.statuses[place]}
+    inwater, surface = (
+        _sensor(stream, totals.paired, side)
+        for stream, side in zip((session.inwater, session.surface), sides, strict=True)
+    )
     return Report(
         version=VERSION,
         settings=settings,
         session=str(session.path),
         output=output,
-        rows=len(rows),
-        paired=len(distances),
-        gaps=_gaps(rows, surface_ns, inwater_ns, dropouts),
-        inwater=_sensor(session.inwater, len(distances), len(_dropouts(inwater_ns)), handled[0]),
-        surface=_sensor(session.surface, len(distances), len(dropouts), handled[1]),
+        rows=totals.rows,
+        paired=totals.paired,
+        gaps=totals.gaps,
+        inwater=inwater,
+        surface=surface,
         tolerance_ms=tolerance / 1e6,
-        pair_p50_ms=_quantile_ms(distances, 50),
-        pair_p95_ms=_quantile_ms(distances, 95),
-        pair_max_ms=_quantile_ms(distances, 100),
-        clock_status=dict(sorted(Counter(row.clock_status for row in rows if row.inwater).items())),
+        pair_p50_ms=_ms_of(distances.quantile(0.5)),
+        pair_p95_ms=_ms_of(distances.quantile(0.95)),
+        pair_max_ms=_ms_of(totals.largest_ns) if totals.paired else None,
+        clock_status=dict(sorted(statuses.items())),
         clock=clock,
-        seeds=_seeds_used(session, rows),
+        seeds=_seeds_used(session, statuses, clock),
         anchors=session.epochs,
-        link=timeline.learned(max((one.topside_utc_ns for one in session.exchanges), default=0)),
+        link=timeline.learned(session.comparisons.latest_utc_ns),
         bursts_used=timeline.used,
         refused=dict(sorted(timeline.refused.items())),
         rejects=session.all_rejects,
         notes=session.notes + _doubts(timeline, clock),
+        inputs=session.inputs,
     )
+
+
+def _ms_of(ns: float | None) -> float | None:
+    return None if ns is None else ns / 1e6
 
 
 def _doubts(timeline: Timeline, clock: Sequence[SegmentProof]) -> list[str]:
@@ -160,56 +158,28 @@ def _doubts(timeline: Timeline, clock: Sequence[SegmentProof]) -> list[str]:
     return found
 
 
-def _seeds_used(session: Session, rows: Sequence[FusedRow]) -> list[Seed]:
+def _seeds_used(session: Session, statuses: Iterable[str], clock: Sequence[SegmentProof]) -> list[Seed]:
     """Of the ladder, where no exchange spoke for a reading."""
-    without = {row.inwater.epoch for row in rows if row.inwater and row.clock_status in get_args(RungName)}
-    return [seed for seed in session.ladder.seeds if seed.epoch in without]
+    if not set(statuses) & set(get_args(RungName)):
+        return []
+    heard = {segment.pi_boot_id for segment in clock}
+    spoken_for = {epoch.epoch for epoch in session.inwater.epochs if epoch.boot_id in heard}
+    return [seed for seed in session.ladder.seeds if seed.epoch not in spoken_for]
 
 
-def _sensor(stream: Stream, paired: int, dropouts: int, handled: Handled) -> SensorReport:
+def _sensor(stream: Stream, paired: int, side: Side) -> SensorReport:
     return SensorReport(
         name=stream.name,
-        rows=len(stream.readings),
-        single=len(stream.readings) - paired,
-        dropouts=dropouts,
+        rows=stream.index.rows,
+        single=stream.index.rows - paired,
+        dropouts=side.axis.rhythm.dropouts,
         markers=stream.markers,
         duplicates=stream.duplicates,
         torn=stream.torn,
         missing=stream.missing,
-        latency=handled.latency,
-        dejitter=handled.dejitter,
+        latency=side.latency,
+        dejitter=side.smoothed,
     )
-
-
-def _dropouts(times_ns: Sequence[int]) -> list[tuple[int, int]]:
-    """Instants between which a sensor was silent for more than three of its periods."""
-    longest_ns = DROPOUT_PERIODS * (period_ns(times_ns) or 0)
-    return [(before, after) for before, after in pairwise(times_ns) if after - before > longest_ns]
-
-
-def _gaps(
-    rows: Sequence[FusedRow],
-    surface_ns: Sequence[int],
-    inwater_ns: Sequence[int],
-    dropouts: Sequence[tuple[int, int]],
-) -> int:
-    if not surface_ns or not inwater_ns:
-        return 0
-    first_ns, last_ns = max(surface_ns[0], inwater_ns[0]), min(surface_ns[-1], inwater_ns[-1])
-    alone = (row.time_ns for row in rows if row.inwater and row.surface is None)
-    gaps = 0
-    away = iter(dropouts)
-    dropout = next(away, None)
-    for time_ns in alone:
-        while dropout and dropout[1] <= time_ns:
-            dropout = next(away, None)
-        silent = dropout is not None and dropout[0] < time_ns
-        gaps += first_ns <= time_ns <= last_ns and not silent
-    return gaps
-
-
-def _quantile_ms(distances_ns: Sequence[int], percent: int) -> float | None:
-    return distances_ns[(len(distances_ns) - 1) * percent // 100] / 1e6 if distances_ns else None
 
 
 def report_text(report: Report) -> str:

@@ -1,24 +1,26 @@
 """The streaming fuser: two streams of readings in, fused rows out, final behind a watermark.
 
-Live and offline run this same class; offline just knows every exchange before the first row is put on
-the axis. No I/O, no clock.
+For readings as they come, one by one. What it says of a whole session is what the offline fusion says of it,
+which knows every exchange before the first row is put on the axis. No I/O, no clock.
 """
 
-from bisect import bisect_right
 from collections import deque
 from heapq import heappop, heappush
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
 from common.messages import Reading
-from topside_daemon.fusion.matching import Matcher, Pairing
-from topside_daemon.fusion.timeline import UNNUMBERED, ClockStatus, Corrected, SegmentState, Timeline
+from topside_daemon.fusion.columns import INWATER, SURFACE, UNNUMBERED
+from topside_daemon.fusion.courses import ClockStatus
+from topside_daemon.fusion.matching import Decision, Matcher
+from topside_daemon.fusion.rhythm import Hold
+from topside_daemon.fusion.seqset import SeqSet
+from topside_daemon.fusion.timeline import Corrected, Timeline
 
-__all__ = ["Corrected", "FusedRow", "Fuser", "SegmentState", "Timeline"]
+SurfaceStatus = Literal["fresh", "stale", "missing", ""]
 
-INWATER, SURFACE = 0, 1  # the two sides; in-water first where times are equal
 _END_NS = 1 << 126
 
 
@@ -26,7 +28,8 @@ class FusedRow(Struct, frozen=True, gc=False):
     """One row of the product: a pair, or a reading of one sensor that found no partner.
 
     time_ns is the in-water reading's on the common axis, the surface reading's where it stands alone.
-    pair_dt_ns = in-water - surface, positive: in-water later. clock_status is empty without in-water.
+    pair_dt_ns = in-water - surface, positive: in-water later. clock_status and surface_status are empty
+    without in-water.
     """
 
     time_ns: int
@@ -36,35 +39,9 @@ class FusedRow(Struct, frozen=True, gc=False):
     offset_sd_ns: int | None
     pair_dt_ns: int | None
     clock_status: ClockStatus
+    surface_status: SurfaceStatus
     offset_low_ns: int | None = None
     offset_high_ns: int | None = None
-
-
-class _Numbers:
-    """A set of seqs that costs memory by its holes, not by its size."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-
-    def add(self, number: int) -> bool:
-        """False if it was there."""
-        at = bisect_right(self._starts, number)
-        if at and number < self._ends[at - 1]:
-            return False
-        joins_left = bool(at) and self._ends[at - 1] == number
-        joins_right = at < len(self._starts) and self._starts[at] == number + 1
-        if joins_left and joins_right:
-            self._ends[at - 1] = self._ends.pop(at)
-            del self._starts[at]
-        elif joins_left:
-            self._ends[at - 1] = number + 1
-        elif joins_right:
-            self._starts[at] = number
-        else:
-            self._starts.insert(at, number)
-            self._ends.insert(at, number + 1)
-        return True
 
 
 class _Waiting(NamedTuple):
@@ -79,22 +56,27 @@ class _Waiting(NamedTuple):
 
 
 class Fuser:
-    """Two streams in, fused rows out, each reading in exactly one row.
+    """Two streams in, fused rows out; in pairs each reading in exactly one row.
 
     The same pushes give the same rows however advance cuts them, as long as max_lag is None and no
     reading comes behind its own watermark.
 
     Args:
         timeline: asked once for each reading, when it is pushed.
-        tolerance_ns: see `matching.tolerance_ns`.
+        tolerance_ns: see `rhythm.tolerance_ns`.
         max_lag: None is exact; a number bounds the in-water readings that wait for a proof (live).
+        hold: instead of pairs a row for each in-water reading, with the last surface reading before it.
     """
 
-    def __init__(self, timeline: Timeline, tolerance_ns: int, max_lag: int | None = None) -> None:
+    def __init__(
+        self, timeline: Timeline, tolerance_ns: int, max_lag: int | None = None, hold: Hold | None = None
+    ) -> None:
         self._timeline = timeline
         self._matcher = Matcher(tolerance_ns, max_lag)
+        self._hold = hold
+        self._held: _Waiting | None = None
         self._coming: tuple[list[_Waiting], list[_Waiting]] = ([], [])
-        self._seen = (_Numbers(), _Numbers())
+        self._seen = (SeqSet(), SeqSet())
         self._until = [-_END_NS, -_END_NS]
         self._pushed = 0
         self._inwater: deque[_Waiting] = deque()
@@ -104,9 +86,10 @@ class Fuser:
         self.duplicates = 0  # readings with a seq that their sensor has had
         self.late = 0  # readings behind their own watermark: they become rows, but never pairs
 
-    def retune(self, tolerance_ns: int) -> None:
+    def retune(self, tolerance_ns: int, hold: Hold | None = None) -> None:
         """Change the tolerance from here on; for the live fuser, which learns the periods as it runs."""
         self._matcher.tolerance_ns = tolerance_ns
+        self._hold = hold
 
     def push_inwater(self, reading: Reading, moved_ns: int = 0) -> int | None:
         """Take one in-water reading; a seq that came before is counted and dropped.
@@ -120,27 +103,29 @@ class Fuser:
         if not self._is_new(INWATER, reading):
             return None
         corrected = self._timeline.inwater_time(reading)
-        self._push(INWATER, reading, corrected.time_ns + moved_ns, corrected)
-        return corrected.time_ns + moved_ns
+        return self._push(INWATER, reading, corrected.time_ns + moved_ns, corrected)
 
-    def push_surface(self, reading: Reading, moved_ns: int = 0) -> None:
+    def push_surface(self, reading: Reading, moved_ns: int = 0) -> int | None:
         """Take one surface reading, in the same way."""
-        if self._is_new(SURFACE, reading):
-            self._push(SURFACE, reading, self._timeline.surface_time(reading) + moved_ns, None)
+        if not self._is_new(SURFACE, reading):
+            return None
+        return self._push(SURFACE, reading, self._timeline.surface_time(reading) + moved_ns, None)
 
     def _is_new(self, side: int, reading: Reading) -> bool:
         new = reading.seq == UNNUMBERED or self._seen[side].add(reading.seq)
         self.duplicates += not new
         return new
 
-    def _push(self, side: int, reading: Reading, time_ns: int, corrected: Corrected | None) -> None:
+    def _push(self, side: int, reading: Reading, time_ns: int, corrected: Corrected | None) -> int:
         self._pushed += 1
         waiting = _Waiting(time_ns, reading.epoch, reading.seq, self._pushed, reading, corrected)
-        if time_ns < self._until[side]:
-            self.late += 1
-            self._emit(waiting)
-        else:
+        if time_ns >= self._until[side]:
             heappush(self._coming[side], waiting)
+        else:
+            self.late += 1
+            if side == INWATER or self._hold is None:
+                self._emit(waiting)
+        return time_ns
 
     def advance(self, inwater_until_ns: int, surface_until_ns: int) -> list[FusedRow]:
         """Rows in the order of time that are final now that nothing older than this will come.
@@ -154,13 +139,17 @@ class Fuser:
             max(self._until[SURFACE], surface_until_ns),
         ]
         self._release()
-        for pairing in self._matcher.advance(self._until[INWATER], self._until[SURFACE]):
-            self._settle(pairing)
-        while self._surface and self._surface[0][0] < self._matcher.settled_surface:
-            self._emit(self._surface.popleft()[1])
+        if self._hold is not None:
+            self._advance_held(self._hold)
+        else:
+            for pairing in self._matcher.advance(self._until[INWATER], self._until[SURFACE]):
+                self._settle(pairing)
+            while self._surface and self._surface[0][0] < self._matcher.settled_surface:
+                self._emit(self._surface.popleft()[1])
         undecided = [self._until[INWATER], self._until[SURFACE]]
         undecided += [waiting.time_ns for waiting in islice(self._inwater, 1)]
-        undecided += [waiting.time_ns for _, waiting in islice(self._surface, 1)]
+        if self._hold is None:
+            undecided += [waiting.time_ns for _, waiting in islice(self._surface, 1)]
         return self._final(min(undecided))
 
     def finish(self) -> list[FusedRow]:
@@ -171,14 +160,27 @@ class Fuser:
         inwater, surface = self._coming
         while inwater and inwater[0].time_ns < self._until[INWATER]:
             self._inwater.append(heappop(inwater))
-            self._matcher.add_inwater(self._inwater[-1].time_ns)
+            if self._hold is None:
+                self._matcher.add_inwater(self._inwater[-1].time_ns)
         while surface and surface[0].time_ns < self._until[SURFACE]:
             waiting = heappop(surface)
             self._surface.append((self._taken_surface, waiting))
             self._taken_surface += 1
-            self._matcher.add_surface(waiting.time_ns)
+            if self._hold is None:
+                self._matcher.add_surface(waiting.time_ns)
 
-    def _settle(self, pairing: Pairing) -> None:
+    def _advance_held(self, hold: Hold) -> None:
+        while self._inwater and self._inwater[0].time_ns < self._until[SURFACE]:
+            inwater = self._inwater.popleft()
+            while self._surface and self._surface[0][1].time_ns <= inwater.time_ns:
+                self._held = self._surface.popleft()[1]
+            age_ns = _END_NS if self._held is None else inwater.time_ns - self._held.time_ns
+            if age_ns > hold.stale_ns:
+                self._emit(inwater)
+            else:
+                self._emit(inwater, self._held, "fresh" if age_ns <= hold.fresh_ns else "stale")
+
+    def _settle(self, pairing: Decision) -> None:
         inwater = self._inwater.popleft()
         partner: _Waiting | None = None
         while pairing.surface is not None and partner is None:
@@ -187,21 +189,27 @@ class Fuser:
                 partner = surface
             else:
                 self._emit(surface)
-        self._emit(inwater, partner)
+        self._emit(inwater, partner, "missing" if partner is None else "fresh")
 
-    def _emit(self, first: _Waiting, partner: _Waiting | None = None) -> None:
+    def _emit(
+        self, first: _Waiting, partner: _Waiting | None = None, status: SurfaceStatus = "missing"
+    ) -> None:
         corrected = first.corrected
-        row = FusedRow(
-            time_ns=first.time_ns,
-            inwater=first.reading if corrected else None,
-            surface=(partner.reading if partner else None) if corrected else first.reading,
-            offset_ns=corrected.offset_ns if corrected else None,
-            offset_sd_ns=corrected.offset_sd_ns if corrected else None,
-            offset_low_ns=corrected.low_ns if corrected else None,
-            offset_high_ns=corrected.high_ns if corrected else None,
-            pair_dt_ns=first.time_ns - partner.time_ns if partner else None,
-            clock_status=corrected.status if corrected else "",
-        )
+        if corrected is None:
+            row = FusedRow(first.time_ns, None, first.reading, None, None, None, "", "")
+        else:
+            row = FusedRow(
+                time_ns=first.time_ns,
+                inwater=first.reading,
+                surface=partner.reading if partner else None,
+                offset_ns=corrected.offset_ns,
+                offset_sd_ns=corrected.offset_sd_ns,
+                pair_dt_ns=first.time_ns - partner.time_ns if partner else None,
+                clock_status=corrected.status,
+                surface_status=status,
+                offset_low_ns=corrected.low_ns,
+                offset_high_ns=corrected.high_ns,
+            )
         side = INWATER if corrected else SURFACE
         heappush(self._rows, (first.time_ns, side, first.epoch, first.seq, first.n, row))
 

@@ -11,7 +11,7 @@ from statistics import median
 
 from msgspec import Struct
 
-from topside_daemon.fusion.bursts import Bracket, Burst, unrest
+from topside_daemon.fusion.bursts import Bracket, Burst
 from topside_daemon.fusion.filterbank import Witness
 
 STAMP_SD_NS = 12_000.0  # what is left of a perfect exchange: resolution and scheduling
@@ -57,12 +57,14 @@ class Node(Struct, gc=False):
     """A burst in use: its instant in s and its offset in ns, both from the origin; its delay in ns, and the
     smallest one near it.
 
-    left_out: exchanges of the burst that contradict the model. changed: ns^2 that changes of the path since
-    the first burst may have added.
+    probes: exchanges of the burst, left_out: those that contradict the model. unrest: of their packets, see
+    there. changed: ns^2 that changes of the path since the first burst may have added.
     """
 
     burst: Burst
     bracket: Bracket
+    probes: int
+    unrest: tuple[float, float]
     left_out: int
     t: float
     offset: float
@@ -81,7 +83,6 @@ class Tether:
     def __init__(self, memory: LinkMemory | None) -> None:
         self._memory = memory
         self._http_ns: list[float] = []
-        self._unrest: list[tuple[float, float]] = []
         self.nodes: list[Node] = []
         self.delay_min = inf
 
@@ -92,7 +93,6 @@ class Tether:
             drift: as far as it is known, ns/s; between a burst and its call.
         """
         self.nodes.append(node)
-        self._unrest.append(unrest(node.burst.brackets))
         self.delay_min = min(self.delay_min, node.delay)
         first = min(self._settle_floors(node), self._hear_call(node, drift))
         for place in range(first, len(self.nodes)):
@@ -129,7 +129,7 @@ class Tether:
         if self._memory is None or node.t - self.nodes[0].t > FLOOR_SPAN_S:
             return inf
         known = self._memory.delay_floor_ns.get(node.burst.transport, inf)
-        calm = max(unrest(node.burst.brackets)) < QUEUE_UNREST_NS
+        calm = max(node.unrest) < QUEUE_UNREST_NS
         return inf if calm and node.delay > known + NEAR_FLOOR_NS else known
 
     @staticmethod
@@ -150,11 +150,11 @@ class Tether:
         by_http = node.burst.transport == "http"
         software = HTTP_SD_NS if by_http and self.nodes[0].burst.transport == "udp" else 0.0
         variance = STAMP_SD_NS**2 + (EXCESS_SHARE * excess) ** 2 + software**2
-        if excess < CLEAN_NS or len(node.burst.brackets) < TELLING:
+        if excess < CLEAN_NS or node.probes < TELLING:
             return [Witness(1.0, offset, variance)]
         still = HTTP_STAMP_SD_NS if by_http else STAMP_SD_NS
         clean = still**2 + (CLEAN_SHARE * min(excess, CLEAN_MAX_NS)) ** 2
-        home, out = (one + UNREST_NS for one in unrest(node.burst.brackets))
+        home, out = (one + UNREST_NS for one in node.unrest)
         lopsided = abs(home**2 - out**2) / (home**2 + out**2)
         one_way = ONE_WAY_SHARE * max(0.01, lopsided)
         home_queues = one_way * home**2 / (home**2 + out**2)
@@ -167,7 +167,7 @@ class Tether:
     def _always_queued(self) -> bool:
         """Whether long delays are a queue that was never absent, and not a long path: then the packets of one
         direction are much more unlike than those of the other."""
-        home, out = (median(one) for one in zip(*self._unrest, strict=True))
+        home, out = (median(one) for one in zip(*(node.unrest for node in self.nodes), strict=True))
         return bool(max(home, out) > max(QUEUE_UNREST_NS, QUEUE_LOPSIDED * min(home, out)))
 
     def http_bias(self, burst: Burst) -> float:

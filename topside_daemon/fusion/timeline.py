@@ -10,22 +10,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from heapq import nsmallest
 from itertools import count, islice
 from statistics import median_low
-from typing import Literal, TypeVar
+from typing import NamedTuple
 
 from msgspec import Struct, structs
 
 from common.messages import Epoch, Exchange, Reading
 from topside_daemon.fusion.bursts import Burst, usable
 from topside_daemon.fusion.clockmodel import ClockModel, Estimate, Evidence
+from topside_daemon.fusion.columns import INWATER, MISSING, SURFACE, Course
+from topside_daemon.fusion.courses import STATUSES, ClockStatus, Courses, either, follow, steady, unknown
 from topside_daemon.fusion.ladder import Ladder
 from topside_daemon.fusion.tether import LinkMemory
 
-UNNUMBERED = -1  # epoch and seq of a row whose file kept neither: only its UTC label places it
 ANCHOR_ROWS = 15  # that stand in for a declared anchor
 
-_Key = TypeVar("_Key", int, str)
 
-ClockStatus = Literal["measured", "held", "single", "linear", "constant", "time-sync", "none", ""]
+class Beginning(NamedTuple):
+    """Both stamps of one of the first rows of an epoch."""
+
+    epoch: int
+    mono_ns: int
+    utc_ns: int
 
 
 class Corrected(Struct, frozen=True, gc=False):
@@ -84,11 +89,10 @@ class _Segment:
         self._start: Estimate | None = None
         self._served: tuple[int, int] | None = None
 
-    def at(self, pi_mono_ns: int) -> Estimate:
-        """The estimate for a reading."""
-        first_ns, last_ns = self._served or (pi_mono_ns, pi_mono_ns)
-        self._served = (min(first_ns, pi_mono_ns), max(last_ns, pi_mono_ns))
-        return self.model.at(pi_mono_ns)
+    def serve(self, first_ns: int, last_ns: int) -> None:
+        """Readings stand on it from one instant to another."""
+        first, last = self._served or (first_ns, last_ns)
+        self._served = (min(first, first_ns), max(last, last_ns))
 
     def _ends(self) -> tuple[int, int]:
         """The first and the last instant that a burst or a reading speaks of."""
@@ -96,10 +100,14 @@ class _Segment:
         served = self._served or (first_ns, last_ns)
         return min(first_ns, served[0]), max(last_ns, served[1])
 
-    def beyond_ns(self, pi_mono_ns: int) -> int:
-        """How far outside its bursts an instant lies."""
-        first_ns, last_ns = self.model.span_ns
-        return max(0, first_ns - pi_mono_ns, pi_mono_ns - last_ns)
+    def course(self, at_ns: int) -> Course:
+        """The model's around an instant, with its status."""
+        course = self.model.course(at_ns)
+        status: ClockStatus = "single"
+        if self.model.used > 1:
+            first_ns, last_ns = self.model.span_ns
+            status = "measured" if first_ns <= at_ns <= last_ns else "held"
+        return course._replace(status=STATUSES.index(status))
 
     def state(self, pi_mono_ns: int | None = None) -> SegmentState:
         first_ns, last_ns = self.model.span_ns
@@ -137,27 +145,68 @@ class _Segment:
         )
 
 
-def complete_pi_epochs(declared: Iterable[Epoch], exchanges: Iterable[Exchange]) -> list[Epoch]:
+class TopsideBoot(Struct):
+    """began_ns: its earliest wall time, the only clock that survives a boot. first: its first sends, both
+    stamps."""
+
+    began_ns: int
+    first: list[tuple[int, int]]
+
+    def add(self, mono_ns: int, utc_ns: int) -> None:
+        self.began_ns = min(self.began_ns, utc_ns)
+        if len(self.first) < ANCHOR_ROWS or mono_ns < self.first[-1][0]:
+            self.first = sorted([*self.first, (mono_ns, utc_ns)])[:ANCHOR_ROWS]
+
+
+class Boots:
+    """The boots that exchanges tell of: the topside machine's, and for each of the Pi's the first topside
+    instant at which it answered."""
+
+    def __init__(self, exchanges: Iterable[Exchange] = ()) -> None:
+        self.topside: dict[str, TopsideBoot] = {}
+        self._pi: dict[str, dict[str, int]] = {}
+        for exchange in exchanges:
+            self.add(exchange)
+
+    def add(self, exchange: Exchange) -> None:
+        boot_id, sent = exchange.topside_boot_id, (exchange.t1_ns, exchange.topside_utc_ns)
+        if boot_id not in self.topside:
+            self.topside[boot_id] = TopsideBoot(exchange.topside_utc_ns, [])
+        self.topside[boot_id].add(*sent)
+        if exchange.pi_boot_id is not None:
+            seen = self._pi.setdefault(exchange.pi_boot_id, {})
+            seen[boot_id] = min(seen.get(boot_id, exchange.t1_ns), exchange.t1_ns)
+
+    @property
+    def topside_order(self) -> list[str]:
+        """In the order of their first exchange."""
+        return sorted(self.topside, key=lambda boot_id: (self.topside[boot_id].first[0][1], boot_id))
+
+    @property
+    def pi_order(self) -> list[str]:
+        """The same of the Pi's."""
+        rank = {boot_id: place for place, boot_id in enumerate(self.topside_order)}
+        first = {
+            pi_boot_id: min((rank[boot_id], t1_ns) for boot_id, t1_ns in seen.items())
+            for pi_boot_id, seen in self._pi.items()
+        }
+        return sorted(first, key=lambda one: (first[one], one))
+
+
+def complete_pi_epochs(declared: Iterable[Epoch], boots: Boots) -> list[Epoch]:
     """The declared epochs of the Pi, and for every other boot that answered the next free number.
 
     Boots come in the order of their first exchange. Only number and boot id of the result matter.
     """
     epochs = list(declared)
-    exchanges = list(exchanges)
-    rank = {boot_id: place for place, boot_id in enumerate(_topside_boots(exchanges))}
-    first: dict[str, tuple[int, int]] = {}
-    for exchange in exchanges:
-        if exchange.pi_boot_id is not None:
-            seen = (rank[exchange.topside_boot_id], exchange.t1_ns)
-            first[exchange.pi_boot_id] = min(first.get(exchange.pi_boot_id, seen), seen)
     known = {epoch.boot_id for epoch in epochs}
-    boots = [boot_id for boot_id in sorted(first, key=lambda one: (first[one], one)) if boot_id not in known]
-    free = _free_numbers(epochs, len(boots))
-    return epochs + [Epoch(number, boot_id, 0, 0) for number, boot_id in zip(free, boots, strict=True)]
+    others = [boot_id for boot_id in boots.pi_order if boot_id not in known]
+    free = _free_numbers(epochs, len(others))
+    return epochs + [Epoch(number, boot_id, 0, 0) for number, boot_id in zip(free, others, strict=True)]
 
 
 def complete_topside_epochs(
-    declared: Iterable[Epoch], surface: Iterable[Reading], exchanges: Iterable[Exchange]
+    declared: Iterable[Epoch], surface: Iterable[Beginning], boots: Boots
 ) -> list[Epoch]:
     """The declared epochs of the topside machine, and an anchor for every other epoch in the record.
 
@@ -165,26 +214,17 @@ def complete_topside_epochs(
     the first exchanges of the boot.
     """
     epochs = list(declared)
-    exchanges = list(exchanges)
     known = {epoch.boot_id for epoch in epochs}
-    boots = [boot_id for boot_id in _topside_boots(exchanges) if boot_id not in known]
-    named = dict(zip(_free_numbers(epochs, len(boots)), boots, strict=True))
-    by_row = _anchors((row.epoch, row.mono_ns, row.utc_ns) for row in surface if row.epoch >= 0)
-    by_send = _anchors((one.topside_boot_id, one.t1_ns, one.topside_utc_ns) for one in exchanges)
+    others = [boot_id for boot_id in boots.topside_order if boot_id not in known]
+    named = dict(zip(_free_numbers(epochs, len(others)), others, strict=True))
+    by_row: dict[int, list[tuple[int, int]]] = {}
+    for epoch, *stamps in surface:
+        by_row.setdefault(epoch, []).append((stamps[0], stamps[1]))
     for number in sorted({*named, *by_row} - {epoch.epoch for epoch in epochs}):
         boot_id = named.get(number, f"topside epoch {number}")
-        anchor_ns = by_row[number] if number in by_row else by_send[boot_id]
-        epochs.append(Epoch(number, boot_id, 0, anchor_ns))
+        first = by_row[number] if number in by_row else boots.topside[boot_id].first
+        epochs.append(Epoch(number, boot_id, 0, _anchor_ns(first)))
     return epochs
-
-
-def _topside_boots(exchanges: Iterable[Exchange]) -> list[str]:
-    """In the order of their first exchange; by wall time, the only clock that survives a boot."""
-    first: dict[str, tuple[int, int]] = {}
-    for exchange in exchanges:
-        seen = (exchange.t1_ns, exchange.topside_utc_ns)
-        first[exchange.topside_boot_id] = min(first.get(exchange.topside_boot_id, seen), seen)
-    return sorted(first, key=lambda boot_id: (first[boot_id][1], boot_id))
 
 
 def _free_numbers(epochs: Sequence[Epoch], wanted: int) -> list[int]:
@@ -192,14 +232,9 @@ def _free_numbers(epochs: Sequence[Epoch], wanted: int) -> list[int]:
     return list(islice((number for number in count() if number not in taken), wanted))
 
 
-def _anchors(stamps: Iterable[tuple[_Key, int, int]]) -> dict[_Key, int]:
-    """UTC - mono by key, from (key, mono_ns, utc_ns) in any order."""
-    found: dict[_Key, list[tuple[int, int]]] = {}
-    for key, mono_ns, utc_ns in stamps:
-        found.setdefault(key, []).append((mono_ns, utc_ns - mono_ns))
-    return {
-        key: median_low(anchor for _, anchor in nsmallest(ANCHOR_ROWS, seen)) for key, seen in found.items()
-    }
+def _anchor_ns(stamps: Iterable[tuple[int, int]]) -> int:
+    """UTC - mono of the first stamps."""
+    return median_low(utc_ns - mono_ns for mono_ns, utc_ns in nsmallest(ANCHOR_ROWS, stamps))
 
 
 class Timeline:
@@ -224,7 +259,9 @@ class Timeline:
     ) -> None:
         self._memory = memory
         self._ladder = ladder
-        self.latency_ns = list(latency_ns)
+        self._latency_ns = list(latency_ns)
+        self._followed: dict[tuple[int, int], Course] = {}  # the last one of a side and an epoch
+        self._climbed: dict[int, Courses] = {}  # by epoch, where no exchange speaks
         self._topside_boots: dict[int, str] = {}
         self._pi_boots: dict[int, str] = {}
         self._anchors: dict[str, int] = {}
@@ -238,13 +275,20 @@ class Timeline:
         for epoch in pi_epochs:
             self.add_pi_epoch(epoch)
 
+    def _forget(self) -> None:
+        """What was worked out from less."""
+        self._followed.clear()
+        self._climbed.clear()
+
     def add_topside_epoch(self, epoch: Epoch) -> None:
         """Declare a topside epoch and its anchor; a number or boot that is known stays as it is."""
+        self._forget()
         self._topside_boots.setdefault(epoch.epoch, epoch.boot_id)
         self._anchors.setdefault(epoch.boot_id, epoch.utc_ns - epoch.mono_ns)
 
     def add_pi_epoch(self, epoch: Epoch) -> None:
         """Declare an epoch of the Pi; a number that is known stays as it is."""
+        self._forget()
         self._pi_boots.setdefault(epoch.epoch, epoch.boot_id)
 
     @property
@@ -268,6 +312,7 @@ class Timeline:
         if (first.topside_boot_id, first.t1_ns) in self._seen:
             return False
         self._seen.add((first.topside_boot_id, first.t1_ns))
+        self._forget()
         self.exchanges += len(exchanges)
         burst = usable(exchanges, self._refused)
         pi_boot_id = next((one.pi_boot_id for one in exchanges if one.pi_boot_id is not None), None)
@@ -300,78 +345,119 @@ class Timeline:
         self._newest = segment
         return segment
 
+    def set_latency(self, side: int, latency_ns: int) -> None:
+        """How long before its stamp the light of a reading was averaged."""
+        self._latency_ns[side] = latency_ns
+        self._forget()
+
     def surface_time(self, reading: Reading) -> int:
         """When the light of a surface reading was averaged, ns on the common axis; by its own label where
         nothing anchors its clock."""
-        at_ns = reading.utc_ns
-        anchor_ns = self._anchors.get(self._topside_boots.get(reading.epoch, ""))
-        if reading.epoch < 0 and self._ladder is not None:
-            at_ns = self._ladder.surface_ns(reading.epoch, reading.utc_ns)
-        elif anchor_ns is not None:
-            at_ns = reading.mono_ns + anchor_ns
-        return at_ns - self.latency_ns[1]
+        return follow(self._course_of(SURFACE, reading), reading.mono_ns, reading.utc_ns).time_ns
 
     def inwater_time(self, reading: Reading) -> Corrected:
         """When the light of an in-water reading was averaged: raw - offset on the topside clock, plus its
         anchor, minus the latency."""
-        segment = self._nearest(self._pi_boots.get(reading.epoch, ""), reading.mono_ns)
-        if segment is None:
-            return self._by_ladder(reading)
-        estimate = self._doubting(segment, reading.mono_ns)
-        status: ClockStatus = "held" if segment.beyond_ns(reading.mono_ns) else "measured"
-        anchor_ns = self._anchors[segment.topside_boot_id]
+        course = self._course_of(INWATER, reading)
+        at_ns = reading.utc_ns if reading.epoch < 0 else reading.mono_ns
+        found = follow(course, at_ns, reading.utc_ns)
         return Corrected(
-            time_ns=reading.mono_ns - estimate.offset_ns + anchor_ns - self.latency_ns[0],
-            offset_ns=estimate.offset_ns,
-            offset_sd_ns=estimate.sd_ns,
-            status=status if segment.model.used > 1 else "single",
-            low_ns=estimate.low_ns,
-            high_ns=estimate.high_ns,
+            found.time_ns,
+            found.offset_ns,
+            found.sd_ns,
+            STATUSES[course.status],
+            found.low_ns,
+            found.high_ns,
         )
 
-    def _doubting(self, segment: _Segment, pi_mono_ns: int) -> Estimate:
-        """The estimate of the nearest segment; where a clock has jumped between it and another of the same
-        boots, nobody knows when, and either may be right."""
-        estimate = segment.at(pi_mono_ns)
-        for other in self._segments[segment.pi_boot_id]:
-            first_ns, last_ns = sorted((segment.model.span_ns, other.model.span_ns))
-            between = first_ns[1] < pi_mono_ns < last_ns[0]
-            if other is not segment and other.topside_boot_id == segment.topside_boot_id and between:
-                rival = other.model.at(pi_mono_ns)
-                apart_ns = abs(rival.offset_ns - estimate.offset_ns)
-                estimate = structs.replace(
-                    estimate,
-                    sd_ns=max(estimate.sd_ns, rival.sd_ns, apart_ns),
-                    low_ns=min(estimate.low_ns, rival.low_ns),
-                    high_ns=max(estimate.high_ns, rival.high_ns),
-                )
-        return estimate
+    def _course_of(self, side: int, reading: Reading) -> Course:
+        key = (side, reading.epoch)
+        at_ns = reading.utc_ns if reading.epoch < 0 else reading.mono_ns
+        course = self._followed.get(key)
+        if course is None or not course.since <= at_ns < course.until:
+            course = self._followed[key] = self._course(side, reading.epoch, at_ns)
+        return course
 
-    def _by_ladder(self, reading: Reading) -> Corrected:
-        labelled = reading.epoch < 0
-        at_ns = reading.utc_ns if labelled else reading.mono_ns
-        offset = self._ladder.at(reading.epoch, at_ns) if self._ladder is not None else None
-        known = offset is not None and offset.sd_ns is not None
-        anchor_ns = 0
-        if offset is not None and not labelled:
-            anchor_ns = self._anchors.get(self._topside_boots.get(offset.topside_epoch or 0, ""), 0)
-        if offset is None or not (labelled or (known and anchor_ns)):
-            return Corrected(reading.utc_ns - self.latency_ns[0], None, None, "none")
-        time_ns = at_ns - offset.offset_ns + anchor_ns - self.latency_ns[0]
-        if not known:
-            return Corrected(time_ns, None, None, "none")
-        return Corrected(time_ns, offset.offset_ns, offset.sd_ns, offset.rung, offset.low_ns, offset.high_ns)
+    def courses(self, side: int, epoch: int, first_ns: int, last_ns: int) -> Iterator[Course]:
+        """How the instants of an epoch come to the common axis, from one to another, without a gap."""
+        at_ns = first_ns
+        while at_ns <= last_ns:
+            course = self._course(side, epoch, at_ns)
+            yield course
+            if side == INWATER:
+                self._serve(epoch, at_ns, min(course.until - 1, last_ns))
+            at_ns = course.until
 
-    def _nearest(self, pi_boot_id: str, pi_mono_ns: int) -> _Segment | None:
-        """The anchored segment whose bursts are nearest to an instant of the Pi."""
-        anchored = [
+    def _serve(self, epoch: int, first_ns: int, last_ns: int) -> None:
+        """The ends count: whatever lies in between is of the same segment, or between two."""
+        boot = self._pi_boots.get(epoch, "")
+        for at_ns in (first_ns, last_ns):
+            if anchored := self._anchored(boot):
+                min(anchored, key=lambda one: _beyond_ns(one, at_ns)).serve(at_ns, at_ns)
+
+    def _course(self, side: int, epoch: int, at_ns: int) -> Course:
+        if side == SURFACE:
+            return self._surface_course(epoch)
+        anchored = self._anchored(self._pi_boots.get(epoch, ""))
+        if not anchored:
+            return self._ladder_courses(epoch).at(at_ns)
+        found = self._nearest_course(anchored, at_ns) if len(anchored) > 1 else self._own(anchored[0], at_ns)
+        return found._replace(shift=found.shift - self._latency_ns[INWATER])
+
+    def _surface_course(self, epoch: int) -> Course:
+        anchor_ns = self._anchors.get(self._topside_boots.get(epoch, ""))
+        latency_ns = self._latency_ns[SURFACE]
+        if epoch < 0 and self._ladder is not None:
+            return unknown(-self._ladder.surface_shift_ns(epoch) - latency_ns, "")
+        return unknown(-latency_ns, "") if anchor_ns is None else steady(0, anchor_ns - latency_ns)
+
+    def _own(self, segment: _Segment, at_ns: int) -> Course:
+        course = segment.course(at_ns)
+        return course._replace(shift=self._anchors[segment.topside_boot_id])
+
+    def _nearest_course(self, anchored: Sequence[_Segment], at_ns: int) -> Course:
+        """Of the segment whose bursts are nearest. Where a clock has jumped between it and another of the
+        same boots, nobody knows when, and either may be right."""
+        segment = min(anchored, key=lambda one: _beyond_ns(one, at_ns))
+        course = self._own(segment, at_ns)
+        for other in anchored:
+            if other is segment:
+                continue
+            first, last = sorted((segment, other), key=lambda one: one.model.span_ns)
+            between = (first.model.span_ns[1] + 1, last.model.span_ns[0])
+            if between[0] <= at_ns < between[1] and other.topside_boot_id == segment.topside_boot_id:
+                course = either(course, other.course(at_ns))
+        since, until = course.since, course.until
+        for edge_ns in _edges(anchored):
+            if edge_ns <= at_ns:
+                since = max(since, edge_ns)
+            else:
+                until = min(until, edge_ns)
+        return course._replace(since=since, until=until)
+
+    def _anchored(self, pi_boot_id: str) -> list[_Segment]:
+        return [
             segment
             for segment in self._segments.get(pi_boot_id, [])
             if segment.topside_boot_id in self._anchors and segment.model.used
         ]
-        if len(anchored) < 2:
-            return anchored[0] if anchored else None
-        return min(anchored, key=lambda segment: segment.beyond_ns(pi_mono_ns))
+
+    def _ladder_courses(self, epoch: int) -> Courses:
+        """Where no exchange speaks for an epoch."""
+        if epoch not in self._climbed:
+            self._climbed[epoch] = Courses(self._climb(epoch))
+        return self._climbed[epoch]
+
+    def _climb(self, epoch: int) -> list[Course]:
+        found = []
+        for foothold, course in self._ladder.courses(epoch) if self._ladder is not None else ():
+            anchor_ns = 0
+            if epoch >= 0:
+                anchor_ns = self._anchors.get(self._topside_boots.get(foothold.topside_epoch or 0, ""), 0)
+                if not anchor_ns or course.origin == MISSING:
+                    course = unknown(0, since=course.since, until=course.until)
+            found.append(course._replace(shift=course.shift + anchor_ns - self._latency_ns[INWATER]))
+        return found or [unknown(-self._latency_ns[INWATER])]
 
     def _all(self) -> Iterator[_Segment]:
         for segments in self._segments.values():
@@ -392,3 +478,18 @@ class Timeline:
     def learned(self, utc_ns: int) -> LinkMemory | None:
         """What the next session may start from; None if too little was seen."""
         return self._newest.model.learned(utc_ns) if self._newest else None
+
+
+def _beyond_ns(segment: _Segment, at_ns: int) -> int:
+    """How far outside its bursts an instant lies."""
+    first_ns, last_ns = segment.model.span_ns
+    return max(0, first_ns - at_ns, at_ns - last_ns)
+
+
+def _edges(segments: Sequence[_Segment]) -> Iterator[int]:
+    """The instants from which another of several segments may be the nearest, or others may be right too."""
+    spans = [segment.model.span_ns for segment in segments]
+    for first_ns, last_ns in spans:
+        yield from (first_ns, last_ns + 1)
+    for _, last_ns in spans:
+        yield from ((last_ns + first_ns) // 2 + 1 for first_ns, _ in spans if first_ns > last_ns)

@@ -5,7 +5,8 @@ taken out by its measured size, with that measurement's deviation; a real gap st
 clock. Everywhere offset = in-water - surface in ns.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from statistics import median
 from typing import NamedTuple
@@ -13,17 +14,18 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from common.messages import Marker, Reading
+from common.messages import Marker
 from common.rows import format_utc
 from topside_daemon.fusion.ladder.oneway import CREDIBLE_PPM, DELAY_SD_NS, LATE_NS, Pair, match_markers, title
 from topside_daemon.fusion.ladder.rungs import Anchor
-from topside_daemon.fusion.ladder.steps import SIDES, Jump, Pieces, Step, find_jumps
+from topside_daemon.fusion.ladder.steps import SIDES, Jump, Labels, Pieces, Step, find_jumps
 
 OVERHANG_NS = 5_000_000_000  # two sensors of one session end closer together than this
 ORDER_NS = 6_000_000_000  # that START reads high and STOP low where they are two events each
 LARGE_NS = 10_000_000_000  # a step that stands out from that
 DOUBT_SHARE = 0.6  # of a doubtful gap as deviation: the 95 % interval holds it whole
 DOUBTS_SHOWN = 3  # in one reason
+NEAR_TIES = 16  # on either side of a gap are asked what it is: later ones have drifted
 AWAY_NS = 30_000_000_000  # a time-sync was taken while both sensors recorded, or nearly so
 
 INWATER, SURFACE = 0, 1
@@ -41,17 +43,15 @@ class TimeSync(Struct, frozen=True):
 
 
 class Record(Struct, frozen=True):
-    """One sensor's record; unnumbered readings (negative epoch) in the order of arrival.
+    """One sensor's record: its unnumbered rows' labels, in the order of arrival, and the monotonic instants
+    of the numbered rows by epoch.
 
     The after_seq of an unnumbered marker is the index of the last of those before it.
     """
 
-    readings: Sequence[Reading] = ()
+    labels: Labels
+    instants: Mapping[int, Labels]
     markers: Sequence[Marker] = ()
-
-    @property
-    def labels_ns(self) -> list[int]:
-        return [reading.utc_ns for reading in self.readings if reading.epoch < 0]
 
     @property
     def labelled_markers(self) -> list[Marker]:
@@ -75,7 +75,7 @@ class Joining:
     """
 
     def __init__(self, inwater: Record, surface: Record, time_sync: TimeSync | None) -> None:
-        self.labels_ns = (inwater.labels_ns, surface.labels_ns)
+        self.labels_ns = (inwater.labels, surface.labels)
         self.start_ns = (_start_ns(inwater), _start_ns(surface))
         self.steps: list[Step] = []
         self._jumps: tuple[list[Jump], list[Jump]] = ([], [])
@@ -88,18 +88,20 @@ class Joining:
             time_sync = None
         self._time_sync = time_sync
         self._anchors = [self._place(time_sync)] if time_sync else []
+        ties = self._pairs + self._anchors
+        self._ties = [sorted(ties, key=lambda tie: tie.indices[side]) for side in (INWATER, SURFACE)]
         self.doubts: list[str] = []
         self._find_steps()
 
     def _belongs(self, time_sync: TimeSync) -> bool:
         """Whether the in-water record holds the instant of a time-sync, and any of the surface's."""
         under, deck = self.labels_ns
-        spans = [(min(deck), max(deck))] if deck else []
+        spans = [deck.ends()] if deck else []
         spans += [] if time_sync.at_ns is None else [(time_sync.at_ns, time_sync.at_ns)]
         if not under:
             return True
         reach_ns = AWAY_NS + time_sync.bound_ns
-        first_ns, last_ns = min(under) - time_sync.offset_ns, max(under) - time_sync.offset_ns
+        first_ns, last_ns = (end - time_sync.offset_ns for end in under.ends())
         return all(start <= last_ns + reach_ns and end >= first_ns - reach_ns for start, end in spans)
 
     def _tie(self, here: Marker, there: Marker) -> _Tie:
@@ -112,7 +114,7 @@ class Joining:
         likely += [label - time_sync.offset_ns for label in under[:1]]
         at_ns = next((instant for instant in likely if instant is not None), 0)
         labels = (at_ns + time_sync.offset_ns, at_ns)
-        return _Tie("time-sync", labels, (_first_from(under, labels[0]), _first_from(deck, labels[1])))
+        return _Tie("time-sync", labels, (under.first_from(labels[0]), deck.first_from(labels[1])))
 
     def _find_steps(self) -> None:
         doubtful: list[tuple[int, Jump]] = []
@@ -179,9 +181,9 @@ class Joining:
     def _moved(self, side: int, jump: Jump) -> tuple[float, float, float] | None:
         """What the offset moved by across a gap, what it may by delay and drift, and how much lower it may
         read because the markers are two events each; None if unknown."""
-        ties = self._pairs + self._anchors
-        before = [tie for tie in ties if tie.indices[side] < jump.index]
-        after = [tie for tie in ties if tie.indices[side] >= jump.index]
+        ties = self._ties[side]
+        place = bisect_left(ties, jump.index, key=lambda tie: tie.indices[side])
+        before, after = ties[max(0, place - NEAR_TIES) : place], ties[place : place + NEAR_TIES]
         if not before or not after:
             return None
         by_ns = median(map(self._offset_ns, after)) - median(map(self._offset_ns, before))
@@ -202,7 +204,7 @@ class Joining:
         under, deck = self.labels_ns
         if not under or not deck:
             return None
-        before = [tie for tie in self._pairs + self._anchors if tie.indices[side] < jump.index]
+        before = [tie for tie in self._pairs + self._anchors if tie.indices[side] < jump.index][-NEAR_TIES:]
         begun_ns = under[0] - deck[0]  # without a tie: the records of one session begin together
         offset_ns = median(map(self._offset_ns, before)) if before else begun_ns
         end = _Tie("end", (under[-1], deck[-1]), (len(under) - 1, len(deck) - 1))
@@ -272,13 +274,8 @@ def _start_ns(record: Record) -> int | None:
     return next((one.utc_ns for one in record.labelled_markers if one.kind == "START"), None)
 
 
-def _nearest(labels_ns: Sequence[int], marker: Marker) -> int:
+def _nearest(labels_ns: Labels, marker: Marker) -> int:
     """The reading a marker lies at. Batches of readings are written late, so it is the nearest label of
     its two neighbours that tells on which side of a step it is."""
     near = [n for n in (marker.after_seq, marker.after_seq + 1) if 0 <= n < len(labels_ns)]
     return min(near, key=lambda n: abs(labels_ns[n] - marker.utc_ns), default=0)
-
-
-def _first_from(labels_ns: Sequence[int], at_ns: int) -> int:
-    """The first reading labelled not before an instant, or the last of all."""
-    return next((n for n, label in enumerate(labels_ns) if label >= at_ns), max(0, len(labels_ns) - 1))

@@ -121,7 +121,7 @@ def _on_majority(kept: Sequence[Pair], refused: list[str], anchor: Anchor | None
 
 def _by_time_sync(pairs: Sequence[Pair], anchor: Anchor) -> Rung:
     confirmed = [pair for pair in pairs if anchor.confirms(pair)]
-    if any(pair.name == "START" for pair in pairs if pair not in confirmed):
+    if any(pair.name == "START" for pair in set(pairs) - set(confirmed)):
         confirmed = [pair for pair in confirmed if pair.ordered]  # who wrote such a START wrote such a STOP
     kept = agreeing(confirmed)
     why = f"cannot be one event: the time-sync says {anchor.offset_ns / _S:.3f} s"

@@ -25,7 +25,7 @@ LATE_NS = 200_000_000  # the old Cockpit discarded slower calls as useless
 WANDER_PER_S = 1e-14  # random walk of the drift of a crystal that dives, in (s/s)^2 per s
 SIGNIFICANT_SDS = 1.0  # from there on a line errs less than a constant
 ROUNDS = 4  # of weighing pairs by their lateness against the earliest
-WITNESSES = 64  # pairs that each pair is compared with
+WITNESSES = 32  # pairs that each pair is compared with
 
 _S = 1e9  # ns
 _PPM = 1e3  # ns per s
@@ -94,51 +94,62 @@ def title(marker: Marker) -> str:
 def match_markers(
     inwater: Iterable[Marker], surface: Iterable[Marker]
 ) -> tuple[list[tuple[Marker, Marker]], list[str]]:
-    """Markers that carry one name in both records, of several of one name the first; and a line for each
-    kind of which others are left over."""
+    """Markers that carry one name in both records, and a line for each kind of which others are left over.
+
+    Of several of one name the first counts. But the sequence of an old PERIODIC marker has eight bits, and in
+    a long recording names come again: these are paired in order, if either record has as many.
+    """
+    here, there = _by_name(inwater), _by_name(surface)
     complaints: list[str] = []
-    here = _by_name(inwater, "in-water", complaints)
-    there = _by_name(surface, "surface", complaints)
-    pairs = [(marker, there[name]) for name, marker in here.items() if name in there]
-    under = Counter(name[1] for name in here if name not in there)
-    deck = Counter(name[1] for name in there if name not in here)
+    pairs: list[tuple[Marker, Marker]] = []
+    for name in [*here, *(name for name in there if name not in here)]:
+        under, deck = here.get(name, []), there.get(name, [])
+        if len(under) == len(deck) and (len(under) == 1 or name[1] == "PERIODIC"):
+            pairs += zip(under, deck, strict=True)
+            continue
+        for side, markers in (("in-water", under), ("surface", deck)):
+            if len(markers) > 1:
+                again = len(markers) - 1
+                complaints.append(f"{title(markers[0])}: {again} more in the {side} record, the first counts")
+        if under and deck:
+            pairs.append((under[0], deck[0]))
+    alone = [
+        Counter(name[1] for name in one if name not in other) for one, other in ((here, there), (there, here))
+    ]
     paired = {marker.kind for marker, _ in pairs}
-    for kind in sorted({*under, *deck}):
-        if kind in under and kind in deck and kind not in paired:
+    for kind in sorted({*alone[0], *alone[1]}):
+        if kind in alone[0] and kind in alone[1] and kind not in paired:
             complaints.append(f"{kind}: the ids of the two records differ")
             continue
-        sides = ((under[kind], "in-water"), (deck[kind], "surface"))
-        complaints += [f"{kind}: {count} in the {side} record alone" for count, side in sides if count]
+        sides = zip(alone, ("in-water", "surface"), strict=True)
+        complaints += [f"{kind}: {one[kind]} in the {side} record alone" for one, side in sides if one[kind]]
     return pairs, complaints
 
 
-def _by_name(
-    markers: Iterable[Marker], side: str, complaints: list[str]
-) -> dict[tuple[str, str, int], Marker]:
-    """The first of every name. Rows of ours repeat what a file of their own has; old ones do not."""
-    found: dict[tuple[str, str, int], Marker] = {}
-    repeats: Counter[str] = Counter()
+def _by_name(markers: Iterable[Marker]) -> dict[tuple[str, str, int], list[Marker]]:
+    found: dict[tuple[str, str, int], list[Marker]] = {}
     for marker in markers:
-        first = found.setdefault(marker_name(marker), marker)
-        repeats[title(marker)] += first is not marker and marker.epoch < 0
-    complaints += [
-        f"{name}: {n} more in the {side} record, the first counts" for name, n in repeats.items() if n
-    ]
+        known = found.setdefault(marker_name(marker), [])
+        if marker.epoch < 0 or not known:  # rows of ours repeat what a file of their own has
+            known.append(marker)
     return found
 
 
-def allowed_ns(one: Pair, other: Pair) -> float:
-    """How far two pairs may differ by delay, drift and the steps between them."""
-    elapsed_s = abs(one.inwater_ns - other.inwater_ns) / _S
-    return LATE_NS + FASTEST_PPM * _PPM * elapsed_s + 3 * (one.carried_ns + other.carried_ns)
-
-
 def agreeing(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs that more than half of all agree with: of two that contradict each other, none."""
-    witnesses = pairs[:: max(1, len(pairs) // WITNESSES)]
+    """The pairs that more than half of all agree with: of two that contradict each other, none.
+
+    Two agree if they differ by no more than delay, drift and the steps between them explain.
+    """
+    chosen = pairs[:: max(1, len(pairs) // WITNESSES)]
+    witnesses = [(one.inwater_ns, one.offset_ns, 3 * one.carried_ns) for one in chosen]
+    fastest = FASTEST_PPM / 1e6
 
     def agrees(pair: Pair) -> int:
-        return sum(abs(pair.offset_ns - one.offset_ns) <= allowed_ns(pair, one) for one in witnesses)
+        at_ns, offset_ns, known_ns = pair.inwater_ns, pair.offset_ns, LATE_NS + 3 * pair.carried_ns
+        return sum(
+            abs(offset_ns - other_ns) <= known_ns + carried_ns + fastest * abs(at_ns - there_ns)
+            for there_ns, other_ns, carried_ns in witnesses
+        )
 
     return [pair for pair in pairs if 2 * agrees(pair) > len(witnesses)]
 
@@ -206,7 +217,8 @@ def _weigh(xs: Sequence[float], ys: Sequence[float], carried: Sequence[float], *
         sxy = sum(s * (a - x) * (b - y) for s, a, b in zip(shares, xs, ys, strict=True))
         drift = sxy / sxx if sloped and sxx else 0.0
         off = [b - y - drift * (a - x) for a, b in zip(xs, ys, strict=True)]
-        late = [one - min(off) for one in off]
+        earliest = min(off)
+        late = [one - earliest for one in off]
         rss = sum(s * one * one for s, one in zip(shares, off, strict=True))
     free = max(0, len(xs) - 1 - sloped)
     delay_variance = (PRIOR_PAIRS * base + rss * (free > 0)) / (PRIOR_PAIRS + free)

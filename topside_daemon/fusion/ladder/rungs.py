@@ -12,7 +12,6 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
-from topside_daemon.fusion.bursts import FASTEST_PPM
 from topside_daemon.fusion.ladder.oneway import (
     BIAS_SD_NS,
     CREDIBLE_PPM,
@@ -57,20 +56,6 @@ class Rung(Struct, frozen=True):
     used: int = 0
     refused: list[str] = []
     bounds: list[Bound] = []
-
-    def certified(self, at_ns: int) -> tuple[int | None, int | None]:
-        """The bounds aged by the fastest drift there is; none where they contradict each other."""
-        lows, highs = [], []
-        for one in self.bounds:
-            aged_ns = abs(at_ns - one.at_ns) * FASTEST_PPM // 1_000_000 + 1
-            if one.low_ns is not None:
-                lows.append(one.low_ns - aged_ns)
-            if one.high_ns is not None:
-                highs.append(one.high_ns + aged_ns)
-        low_ns, high_ns = max(lows, default=None), min(highs, default=None)
-        if low_ns is not None and high_ns is not None and low_ns > high_ns:
-            return None, None
-        return low_ns, high_ns
 
 
 class Anchor(Struct, frozen=True):
@@ -163,7 +148,8 @@ def _levelled(line: Line, anchor: Anchor, bias_sd_ns: float) -> tuple[Line, floa
 
 def refusals(pairs: Sequence[Pair], kept: Sequence[Pair], why: str) -> list[str]:
     """A line for each pair that was not kept."""
-    return [f"{one.name}: offset {one.offset_ns / _S:.3f} s {why}" for one in pairs if one not in kept]
+    left = set(pairs) - set(kept)
+    return [f"{one.name}: offset {one.offset_ns / _S:.3f} s {why}" for one in pairs if one in left]
 
 
 def on_majority(pairs: Sequence[Pair]) -> Rung:

@@ -7,13 +7,14 @@ has a rhythm; what the labels move beyond it is the step. No I/O, no clock; inst
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from math import hypot
+from math import ceil, floor, hypot
 from statistics import fmean, median
-from typing import Literal
+from typing import Literal, Protocol, overload
 
 from msgspec import Struct
 
 from common.rows import format_utc
+from topside_daemon.fusion.columns import Summary
 
 SideName = Literal["in-water", "surface"]
 SIDES: tuple[SideName, SideName] = ("in-water", "surface")
@@ -25,6 +26,30 @@ _WINDOW_ROWS = 12  # of rhythm on either side of a jump
 _REACH_ROWS = 3  # whose median places the rhythm; one late or early line does not move it
 _FEW_ROWS = 3  # whose absence the rhythm explains
 _GAP_PERIODS = 1.5  # a longer interval does not show the period
+
+
+class Labels(Protocol):
+    """Instants of one sensor's rows in the order of arrival; there may be more than fit into memory."""
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, which: int) -> int: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[int]: ...
+    def part(self, first: int, end: int) -> "Labels":
+        """The same of the rows from *first* to before *end*."""
+
+    def ends(self) -> tuple[int, int]:
+        """The smallest and the largest."""
+
+    def intervals(self) -> Summary:
+        """Those between neighbours that are not negative."""
+
+    def outliers(self, least: int, most: int) -> list[int]:
+        """The rows that do not come at least *least* and at most *most* behind the one before them."""
+
+    def first_from(self, at_ns: int) -> int:
+        """The first row that is not before an instant, or the last of all."""
 
 
 class Jump(Struct, frozen=True):
@@ -67,34 +92,36 @@ class Pieces:
     """One sensor's rows between the steps of its clock; subtracting a piece's shift joins the labels."""
 
     def __init__(self, jumps: Iterable[Jump]) -> None:
-        self._starts, self.shifts_ns, self.variances = [0], [0], [0.0]
+        self.starts, self.shifts_ns, self.variances = [0], [0], [0.0]
         for jump in sorted(jumps, key=lambda one: one.index):
-            self._starts.append(jump.index)
+            self.starts.append(jump.index)
             self.shifts_ns.append(self.shifts_ns[-1] + jump.size_ns)
             self.variances.append(self.variances[-1] + float(jump.sd_ns) ** 2)
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self.starts)
 
     def ranges(self, rows: int) -> list[tuple[int, int]]:
         """First reading and the one after the last of every piece; none without rows."""
-        return list(pairwise([*self._starts, rows])) if rows else []
+        return list(pairwise([*self.starts, rows])) if rows else []
 
     def of(self, index: int) -> int:
         """The piece that holds the reading at *index*; the first one for rows that never were."""
-        return max(0, bisect_right(self._starts, index) - 1)
+        return max(0, bisect_right(self.starts, index) - 1)
 
 
-def find_jumps(labels_ns: Sequence[int]) -> list[Jump]:
+def find_jumps(labels_ns: Labels) -> list[Jump]:
     """Where labels, in the order of arrival, left the sensor's rhythm for good."""
-    intervals = [after - before for before, after in pairwise(labels_ns)]
-    period_ns, spread_ns = _rhythm(labels_ns) or (0.0, 0.0)
+    found = labels_ns.intervals()
+    longest_ns = _GAP_PERIODS * (found.quantile(0.5) or 0.0)
+    period_ns = found.mean(longest_ns) or 0.0
+    spread_ns = (found.quantile(0.9, longest_ns) or 0.0) - (found.quantile(0.1, longest_ns) or 0.0)
     near_ns = max(_USUAL_SPREADS * spread_ns, _USUAL_SHARE * period_ns)
-    suspects = (n for n, one in enumerate(intervals, 1) if one < 0 or abs(one - period_ns) > near_ns)
+    suspects = labels_ns.outliers(max(0, ceil(period_ns - near_ns)), floor(period_ns + near_ns))
     return [jump for index in suspects if (jump := _jump_at(labels_ns, index))]
 
 
-def _jump_at(labels_ns: Sequence[int], index: int) -> Jump | None:
+def _jump_at(labels_ns: Labels, index: int) -> Jump | None:
     before = labels_ns[max(0, index - _WINDOW_ROWS) : index][::-1]
     after = labels_ns[index : index + _WINDOW_ROWS]
     rhythms = [one for one in (_rhythm([-label for label in before]), _rhythm(after)) if one]

@@ -1,0 +1,43 @@
+"""Compile the kernel: `python -m topside_daemon.fusion.kernel.build`. Needs a C compiler, and nothing of
+Python's."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from topside_daemon.fusion.kernel import LIBRARY, SOURCE, source_id
+
+# One build for every processor of its kind; each operation of floating point rounded by itself.
+FLAGS = ["-std=c99", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden"]
+
+
+def build(library: Path = LIBRARY) -> str:
+    """Compile into *library*.
+
+    Returns: "" if it is there now, else one line that says why not.
+    """
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    temporary = library.with_name(f".{library.name}.{os.getpid()}")
+    command = [*compiler, *FLAGS, f'-DSOURCE_ID="{source_id()}"', str(SOURCE), "-o", str(temporary), "-lm"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"{compiler[0]}: {error.strerror}"
+    if said.returncode:
+        return f"{compiler[0]}: {said.stderr.strip().splitlines()[0] if said.stderr.strip() else 'failed'}"
+    temporary.replace(library)
+    return ""
+
+
+def main() -> int:
+    """The command; 1 where there is no compiler, which costs speed only."""
+    trouble = build()
+    if trouble:
+        print(f"no compiled kernel ({trouble}): fusion runs on numpy, a few times slower", file=sys.stderr)
+    return bool(trouble)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Columns as arrays, for the inner loops in numpy."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topside_daemon.fusion.columns import Column
+
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+Flags = NDArray[np.bool_]
+
+NS = 1_000_000_000
+ZERO = 48  # the digit
+
+
+def ints(values: Column) -> Ints:
+    """The same memory."""
+    return np.frombuffer(values, np.int64)
+
+
+def mark(bits: bytearray, numbers: Ints) -> None:
+    """Set the bits of some rows."""
+    if len(numbers):
+        packed = np.frombuffer(bits, np.uint8)
+        np.bitwise_or.at(packed, numbers >> 3, (1 << (numbers & 7)).astype(np.uint8))
+
+
+def marked(bits: bytearray, first: int, count: int) -> Flags:
+    """The bits of some rows."""
+    packed = np.frombuffer(bits, np.uint8)[first >> 3 : (first + count + 7) >> 3]
+    unpacked = np.unpackbits(packed, bitorder="little")[first & 7 : (first & 7) + count]
+    return unpacked.astype(np.bool_)
