@@ -3,7 +3,7 @@
 
 # ARGS= is passed on: to the demo, to pytest, to the benchmark.
 campaigns := kill crash faults cuts markers chaos fuzz soak latency clocksteps netns cutoff
-.PHONY: demo test check bench-clock campaigns $(campaigns) lock clean runtime dev
+.PHONY: demo test check bench bench-clock campaigns $(campaigns) lock clean runtime dev peers
 
 demo: runtime
 	@.venv/bin/python -m topside_daemon demo $(ARGS)
@@ -30,18 +30,22 @@ campaigns:
 	@for one in $(campaigns); do $(MAKE) --no-print-directory $$one || exit; done
 
 # $(error) and not a failing recipe: what is missing is one line on the terminal, not two.
-runtime dev:
+runtime dev peers:
 	$(eval missing := $(shell PYTHON='$(PYTHON)' $(SHELL) requirements/install.sh missing 2>&1))
 	$(if $(missing),$(error $(missing)))
 	@PYTHON='$(PYTHON)' $(SHELL) requirements/install.sh $@
+	@.venv/bin/python -m topside_daemon.fusion.kernel.build || true
 
 # Newest versions allowed by pyproject.toml, with the hashes of every platform's files.
 compile := uv pip compile pyproject.toml --quiet --no-config --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 lock:
 	$(if $(shell command -v uv),,$(error uv is not installed: "pipx install uv" cures it))
-	@$(compile) -o requirements/runtime.txt
+	@$(compile) -o requirements/pi.txt
+	@$(compile) --extra topside --constraint requirements/pi.txt -o requirements/runtime.txt
 	@$(compile) --extra dev --constraint requirements/runtime.txt -o requirements/dev.txt
+	@$(compile) --extra dev --extra peers --constraint requirements/dev.txt -o requirements/peers.txt
 
 clean:
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	@rm -f topside_daemon/fusion/kernel/kernel.so

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes .venv hold exactly what a lock file names:  sh requirements/install.sh runtime|dev
+# Makes .venv hold what a lock file names:  sh requirements/install.sh runtime|dev|peers
+# Each of these adds to the one before and changes nothing of it.
 # With "missing": installs nothing, only says what this machine lacks and the command that cures it.
 #
 # .venv keeps a record of what was installed completely. It is taken away before anything changes,
@@ -58,13 +59,14 @@ pip() {
 install() {
     echo "setting up .venv ..."
     whole=$(installed runtime && echo yes || true)
-    rm -f .venv/runtime.txt .venv/dev.txt
-    # dev only adds to a whole runtime, and a demo may be running from it.
+    rm -f .venv/runtime.txt .venv/dev.txt .venv/peers.txt
+    # A demo may be running from a whole one.
     [ "$whole" ] || "$python" -m venv --clear .venv
     pip --require-hashes -r "requirements/$1.txt"
-    if [ "$1" = dev ]; then
+    if [ "$1" != runtime ]; then
         pip --no-index --no-deps --no-build-isolation --editable .
         record dev >.venv/dev.txt
+        if [ "$1" = peers ]; then record peers >.venv/peers.txt; fi
     fi
     record runtime >.venv/runtime.txt
 }
@@ -73,11 +75,11 @@ find_python
 need_venv
 case ${1:-} in
     missing) ;;
-    runtime | dev)
+    runtime | dev | peers)
         # Two makes at once take turns; where there is no flock they had better not be started.
         exec 9<requirements
         if command -v flock >/dev/null; then flock 9; fi
         installed "$1" || install "$1"
         ;;
-    *) fail "usage: sh requirements/install.sh runtime|dev|missing" ;;
+    *) fail "usage: sh requirements/install.sh runtime|dev|peers|missing" ;;
 esac

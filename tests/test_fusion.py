@@ -23,9 +23,12 @@ from tests.sim.cockpit import KINDS
 from tests.sim.dives import Plan, draw_dive, fast_start
 from tests.sim.table import format_row
 from topside_daemon.fusion.command import main
-from topside_daemon.fusion.fuse import UNIFIED_FILE, fuse_session
+from topside_daemon.fusion.fuse import fuse_session
 from topside_daemon.fusion.stream import FusedRow
-from topside_daemon.fusion.writers import UNIFIED_HEADER, Products
+from topside_daemon.fusion.tables import COLUMNS, file_name
+from topside_daemon.fusion.writers import Products
+
+UNIFIED_FILE = file_name("csv")
 
 pytestmark = pytest.mark.heavy
 
@@ -81,7 +84,7 @@ def test_the_columns_are_the_promised_ones(tmp_path: Path) -> None:
     session = draw_session(2, duration_s=60, pi=pi, topside=Machine("topside-a"))
     fuse_session(session.write(tmp_path / "s"))
     text = (tmp_path / "s" / UNIFIED_FILE).read_text()
-    assert text.partition("\n")[0] == UNIFIED_HEADER
+    assert text.partition("\n")[0] == ",".join(COLUMNS)
     assert "\r" not in text
     row = next(row for row in fused(tmp_path / "s") if row["inwater_seq"] == "100" and row["surface_seq"])
     reading = session.inwater[100]
@@ -244,16 +247,17 @@ def test_exit_codes_say_how_it_went(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_an_output_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
-    """A write that fails half-way leaves the old file, and nothing beside it."""
+    """A write that fails half-way leaves the old files, and nothing beside them."""
     for content in (b"one\n", b"another\n" * 3_000_000):
-        with Products(tmp_path) as products:
+        with Products(tmp_path, "seal") as products:
             products.add(UNIFIED_FILE).write(content)
+            products.seal(b"all of it")
     assert (tmp_path / UNIFIED_FILE).read_bytes() == content
-    with pytest.raises(KeyError), Products(tmp_path) as products:
+    with pytest.raises(KeyError), Products(tmp_path, "seal") as products:
         products.add(UNIFIED_FILE).write(b"half a file\n")
         raise KeyError
     assert (tmp_path / UNIFIED_FILE).read_bytes() == content
-    assert [entry.name for entry in tmp_path.iterdir()] == [UNIFIED_FILE]
+    assert {entry.name for entry in tmp_path.iterdir()} == {UNIFIED_FILE, "seal"}
 
 
 @given(st.integers(-(10**18), 10**18))
@@ -352,18 +356,15 @@ def test_a_session_is_fused_again_as_it_was_to_be(tmp_path: Path) -> None:
 
 
 def test_the_proof_stays_with_the_table(tmp_path: Path) -> None:
-    """The report is beside every table; a session's own metadata tell of the fusion that is there."""
+    """The report is beside every table; what the session itself says of one stays as it is."""
     folder = draw_session(18, duration_s=20).write(tmp_path / "s")
-    (folder / "sync_metadata.json").write_text('{"mission": "m", "fusion": {"report": {"rows": 1}}}')
+    (folder / "sync_metadata.json").write_text('{"mission": "m"}')
     assert main([str(folder), "--latency-ms", "40,0", "--out", str(tmp_path / "out")]) == 0
-    assert json.loads((folder / "sync_metadata.json").read_text())["fusion"]["report"] == {"rows": 1}
     beside = json.loads((tmp_path / "out" / "unified_session.json").read_text())
     assert beside["settings"]["inwater_latency_ms"] == 40
     assert main([str(folder), "--latency-ms", ",7"]) == 0
-    metadata = json.loads((folder / "sync_metadata.json").read_text())
-    assert metadata["mission"] == "m"
-    assert metadata["fusion"]["report"] == json.loads((folder / "unified_session.json").read_text())
-    assert metadata["fusion"]["report"]["settings"]["surface_latency_ms"] == 7
+    assert (folder / "sync_metadata.json").read_text() == '{"mission": "m"}'
+    assert json.loads((folder / "unified_session.json").read_text())["settings"]["surface_latency_ms"] == 7
 
 
 def test_one_option_leaves_the_others_as_recorded(tmp_path: Path) -> None:

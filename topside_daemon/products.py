@@ -148,8 +148,11 @@ def _sync_metadata(
             "status": "complete",
             "state": session.state,
             "unifiedCsv": "unified_session.csv",
+            "rowCount": report["rows"],
+            "inWaterRows": report["inwater"]["rows"],
+            "surfaceRows": report["surface"]["rows"],
             "completedAt": stamped,
-            "report": report,
+            "report": "unified_session.json",
         },
     }
 

@@ -6,7 +6,7 @@ from common.messages import Reading
 from common.rows import format_utc
 from topside_daemon.fusion.columns import UNNUMBERED
 from topside_daemon.fusion.stream import FusedRow
-from topside_daemon.fusion.writers import header
+from topside_daemon.fusion.tables import columns_of
 
 _NO_READING = ",,,,"
 
@@ -14,11 +14,11 @@ _NO_READING = ",,,,"
 def table_of(rows: Iterable[FusedRow], percent: bool = False) -> bytes:
     """The whole file."""
     lines = (format_row(row) + (f",{percent_of(row)}" if percent else "") for row in rows)
-    return header(percent) + "".join(f"{line}\n" for line in lines).encode()
+    return "".join(f"{line}\n" for line in (",".join(columns_of(percent)), *lines)).encode()
 
 
 def format_row(row: FusedRow) -> str:
-    """One row under UNIFIED_HEADER, without the line end; what is missing is empty."""
+    """One row of COLUMNS, without the line end; what is missing is empty."""
     used = age = ""
     if row.pair_dt_ns is not None:
         used = format_utc(row.time_ns - row.pair_dt_ns)

@@ -3,9 +3,10 @@
 import gc
 import sys
 
-gc.disable()  # what is made here lives as long as the process, or has no cycles
+if __name__ == "__main__":
+    gc.disable()  # what one fusion makes lives as long as the process, or has no cycles
 
-from topside_daemon.fusion.command import main  # noqa: E402
+from topside_daemon.fusion.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

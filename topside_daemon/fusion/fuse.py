@@ -4,67 +4,98 @@ The product is a pure function of the session's files and the settings: the same
 order in which rows and exchanges once arrived.
 """
 
-import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from msgspec import structs, to_builtins
+from msgspec import structs
 
-from common.files import replace
+from common import VERSION
+from common.files import read_json
 from common.messages import Epoch, to_json
 from topside_daemon.fusion.axis import Axis
-from topside_daemon.fusion.cockpit import METADATA_FILE
 from topside_daemon.fusion.columns import INWATER, SURFACE, Options, Pairing
 from topside_daemon.fusion.courses import STATUSES
 from topside_daemon.fusion.index import Index
 from topside_daemon.fusion.kernel import Kernel, choose_kernel
 from topside_daemon.fusion.latency import Latency, latency_of
-from topside_daemon.fusion.readers import Session, read_session
+from topside_daemon.fusion.readers import Session, read_inputs, read_session, read_settings
 from topside_daemon.fusion.report import Report, Side, report_on
 from topside_daemon.fusion.rhythm import Hold, tolerance_ns
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.smoothing import smooth
 from topside_daemon.fusion.spill import Spill
+from topside_daemon.fusion.tables import UNIFIED, Format, Table, file_name, table_in
 from topside_daemon.fusion.timeline import Timeline, complete_pi_epochs, complete_topside_epochs
 from topside_daemon.fusion.weaving import Weaver, pair
-from topside_daemon.fusion.writers import Products, header
+from topside_daemon.fusion.writers import Products
 
-UNIFIED_FILE = "unified_session.csv"
-REPORT_FILE = "unified_session.json"  # how it was made, and how good it is
+REPORT_FILE = f"{UNIFIED}.json"  # how the table was made, and how good it is
 
 
 def fuse_session(
-    path: Path, out: Path | None = None, kernel: Kernel | None = None, **otherwise: object
+    path: Path,
+    out: Path | None = None,
+    formats: Sequence[Format] = ("csv",),
+    kernel: Kernel | None = None,
+    **otherwise: Any,
 ) -> Report:
-    """Fuse one folder into `unified_session.csv`, there or in *out*, replaced at once when complete, and
-    put the report beside it.
+    """Fuse one folder into `unified_session.csv`, there or in *out*, with the report beside it; they replace
+    those before them at once when all is complete.
 
     Args:
         path: a session folder, or the folder of one sensor.
+        formats: of the table, one file each.
         kernel: the one there is by default; the bytes are the same with any.
         otherwise: settings by name that win over those the session was recorded with.
 
     Raises:
         SessionError: nothing to fuse at *path*; the message names the cause and the cure.
         OSError: a file cannot be read or written.
+        ImportError: something that is needed is not installed; the message names the cure.
     """
-    output = (out or path) / UNIFIED_FILE
-    output.parent.mkdir(parents=True, exist_ok=True)
+    place = out or path
     kernel = kernel or choose_kernel()
-    with read_session(path, kernel, output.parent) as session:
+    place.mkdir(parents=True, exist_ok=True)
+    with read_session(path, kernel, place) as session, Products(place, REPORT_FILE) as products:
         chosen = structs.replace(session.settings, **otherwise)
-        with Products(output.parent) as products:
-            report = _fuse(session, chosen, kernel, output, products)
-            said = products.add(REPORT_FILE)
-            said.write(to_json(report))
-            said.end()
-    if out is None:
-        _renew(path / METADATA_FILE, report)
+        tables = [
+            table_in(one, products.add(file_name(one)), chosen.percent_of_surface)
+            for one in dict.fromkeys(formats)
+        ]
+        report = _fuse(session, chosen, kernel, place, tables)
+        said = to_json(report)
+        report.outputs = [table.finish({"qsensor-sync": said}) for table in tables]
+        products.seal(to_json(report))
     return report
 
 
-def _fuse(session: Session, chosen: Settings, kernel: Kernel, output: Path, products: Products) -> Report:
-    scratch = output.parent
+def last_report(
+    path: Path, out: Path | None = None, formats: Sequence[Format] = ("csv",), **otherwise: Any
+) -> Report | None:
+    """What fuse_session said last, if it would do the same again: the files that it read, the settings, the
+    version and what it made are the same. Nothing else is looked at."""
+    place = out or path
+    try:
+        report = read_json(place / REPORT_FILE, Report)
+        if report is None or report.version != VERSION:
+            return None
+        made = {one.name: one.size_bytes for one in report.outputs}
+        if {file_name(one) for one in formats} != set(made):
+            return None
+        if any((place / name).stat().st_size != size for name, size in made.items()):
+            return None
+        chosen = structs.replace(read_settings(path), **otherwise)
+        inputs = read_inputs(path, any(one.unnumbered for one in (report.inwater, report.surface)))
+    except (ValueError, OSError):
+        return None  # whatever it is, fusing says it better
+    return report if report.settings == chosen and report.inputs == inputs else None
+
+
+def _fuse(
+    session: Session, chosen: Settings, kernel: Kernel, scratch: Path, tables: Sequence[Table]
+) -> Report:
     timeline = _timeline(session)
     inwater, surface = _onto_axis(session, chosen, timeline, kernel, scratch)
     tolerance = tolerance_ns(chosen, inwater.axis.rhythm, surface.axis.rhythm, inwater.axis.sd_ns)
@@ -73,12 +104,10 @@ def _fuse(session: Session, chosen: Settings, kernel: Kernel, output: Path, prod
     weaver = Weaver(
         kernel, (inwater.axis, session.inwater.texts), (surface.axis, session.surface.texts), options
     )
-    table = products.add(output.name)
-    table.write(header(options.percent))
     for lines in weaver.weave(pairing, tolerance):
-        table.write(lines)
-    table.end()
-    return report_on(session, chosen, timeline, tolerance, (inwater, surface), weaver, str(output))
+        for table in tables:
+            table.write(lines)
+    return report_on(session, chosen, timeline, tolerance, (inwater, surface), weaver)
 
 
 def _onto_axis(
@@ -124,17 +153,6 @@ def _pairing(kernel: Kernel, inwater: Axis, surface: Axis, tolerance: int, scrat
         return pair(kernel, inwater, surface, tolerance, spill)
     finally:
         spill.close()
-
-
-def _renew(metadata: Path, report: Report) -> None:
-    """Have the session's own metadata tell of the table that is there now."""
-    try:
-        found = json.loads(metadata.read_bytes())
-        found["fusion"]["report"]  # the old Cockpit keeps none
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return
-    found["fusion"]["report"] = to_builtins(report)
-    replace(metadata, json.dumps(found, indent=2).encode("utf-8"))
 
 
 def _latencies(session: Session, chosen: Settings) -> tuple[Latency, Latency]:

@@ -16,8 +16,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from common.files import read_json, read_lines
-from common.messages import Epoch, Marker, Reading
-from topside_daemon.fusion.cockpit import METADATA_FILE, read_metadata, with_measured
+from common.messages import Epoch, Marker, Reading, to_json
+from topside_daemon.fusion.cockpit import METADATA_FILE, Metadata, read_metadata, with_measured
 from topside_daemon.fusion.columns import INWATER, SURFACE, UNNUMBERED
 from topside_daemon.fusion.comparisons import EXCHANGES_FILE, Comparisons
 from topside_daemon.fusion.index import Index
@@ -32,7 +32,7 @@ from topside_daemon.fusion.sorting import by_clock, fill, first_of_each, sorted_
 from topside_daemon.fusion.spill import Spill
 from topside_daemon.fusion.stamps import Stamps
 from topside_daemon.fusion.tether import LinkMemory
-from topside_daemon.fusion.texts import Input, Texts, chunk_files, input_of
+from topside_daemon.fusion.texts import Input, Texts, chunk_files, stream_input
 from topside_daemon.fusion.timeline import ANCHOR_ROWS, Beginning
 
 SESSION_FILE = "session.json"
@@ -45,7 +45,8 @@ class SessionError(ValueError):
 
 
 class Stream(Struct):
-    """One sensor's record. torn: rows cut off at the open end of a chunk; missing: holes in seq.
+    """One sensor's record. torn: rows cut off at the open end of a chunk; missing: holes in seq; unnumbered:
+    rows of the old recorders, whose files keep no number.
 
     index: unnumbered rows first, in the order of arrival, their epoch the piece of their clock (see
     `ladder`); then numbered ones, in the order of their clock. sensor: its configuration as it was recorded.
@@ -62,6 +63,7 @@ class Stream(Struct):
     torn: int = 0
     missing: int = 0
     rejects: list[Reject] = []
+    unnumbered: int = 0
     sensor: dict[str, Any] | None = None
 
     def readings(self) -> Iterator[Reading]:
@@ -145,14 +147,24 @@ def read_session(path: Path, kernel: Kernel | None = None, scratch: Path | None 
             first, second = both.map(_StreamReader.read, readers, (inwater, surface))
         streams = (first, second)
         notes = [note for reader in readers for note in reader.notes]
-        ladder = _climb(path, streams, kernel, notes)
+        labelled = any(stream.unnumbered for stream in streams)
+        metadata = read_metadata(path, notes) if labelled else Metadata()
+        ladder = _climb(streams, metadata, kernel, notes)
         session = Session(path, *streams, ladder, Comparisons(path), notes=notes, held=held)
         if path not in (inwater, surface):
             record = _read_record(path, notes)
             session.epochs, session.link, session.settings = record.epochs, record.link, record.fusion
-        session.beside = _small_inputs(path, inwater, surface)
+        session.beside = _beside(path, (inwater, surface), labelled)
         session.held = held.pop_all()
     return session
+
+
+def is_session(path: Path) -> bool:
+    """Whether a folder is to be fused, not the folders in it: it holds chunks, or a folder for each sensor,
+    or the only recording of a mission of the old Cockpit."""
+    folders = [entry for entry in path.iterdir() if entry.is_dir()]
+    named = any(folder.name.startswith(("in-water_", "surface_")) for folder in folders)
+    return named or bool(chunk_files(path)) or sum(bool(chunk_files(folder)) for folder in folders) == 1
 
 
 def _locate(path: Path) -> tuple[Path | None, Path | None]:
@@ -212,6 +224,7 @@ class _StreamReader:
             marked=intake.marked,
             torn=intake.torn,
             rejects=intake.rejects,
+            unnumbered=intake.labelled.rows,
         )
         self.notes += [f"{name} is not as it was sealed: every row was checked" for name in texts.changed]
         self._put_in_order(stream, intake.in_order)
@@ -272,9 +285,28 @@ class _StreamReader:
         return without(index, dropped, Index(self._spill()))
 
 
-def _climb(path: Path, streams: tuple[Stream, Stream], kernel: Kernel, notes: list[str]) -> Ladder:
+def read_inputs(path: Path, labelled: bool) -> list[Input]:
+    """What a fusion would read now, without reading any of it as rows.
+
+    Args:
+        labelled: whether there are rows of the old recorders.
+
+    Raises:
+        SessionError: as read_session.
+        OSError: likewise.
+    """
+    folders = _locate(path)
+    streams = [stream_input(folder, path) for folder in folders if folder is not None]
+    return streams + _beside(path, folders, labelled)
+
+
+def read_settings(path: Path) -> Settings:
+    """How a session says that it is to be fused."""
+    return _read_record(path, []).fusion
+
+
+def _climb(streams: tuple[Stream, Stream], metadata: Metadata, kernel: Kernel, notes: list[str]) -> Ladder:
     """The ladder of a session, and its pieces put down in the rows."""
-    metadata = read_metadata(path, notes)
     records = []
     for stream, measured in zip(streams, metadata.markers, strict=True):
         if stream.markers and not stream.index.rows:
@@ -297,11 +329,18 @@ def _epochs(pieces: Pieces) -> list[tuple[int, int]]:
     return [(start, UNPLACED - piece) for piece, start in enumerate(pieces.starts) if piece]
 
 
-def _small_inputs(path: Path, *folders: Path | None) -> list[Input]:
+def _beside(path: Path, folders: Sequence[Path | None], labelled: bool) -> list[Input]:
     """The files beside the chunks that a fusion looks at."""
-    beside = [path / name for name in (EXCHANGES_FILE, SESSION_FILE, METADATA_FILE)]
-    beside += [folder / name for folder in folders if folder for name in (SESSION_FILE, MARKERS_FILE)]
-    return [input_of(file, path) for file in dict.fromkeys(beside) if file.is_file()]
+    names = [EXCHANGES_FILE, SESSION_FILE, *([METADATA_FILE] if labelled else [])]
+    files = [path / name for name in names]
+    files += [folder / name for folder in folders if folder for name in (SESSION_FILE, MARKERS_FILE)]
+    return [_input(file, path) for file in dict.fromkeys(files) if file.is_file()]
+
+
+def _input(file: Path, root: Path) -> Input:
+    recorded = file.name == SESSION_FILE
+    content = to_json(_read_record(file.parent, [])) if recorded else file.read_bytes()
+    return Input.of(file.relative_to(root).as_posix(), content)
 
 
 class _Record(Struct):

@@ -17,6 +17,7 @@ from topside_daemon.fusion.latency import Latency
 from topside_daemon.fusion.readers import Session, Stream
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.smoothing import Smoothed
+from topside_daemon.fusion.tables import Output
 from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.fusion.texts import Input
 from topside_daemon.fusion.timeline import SegmentProof, Timeline
@@ -36,13 +37,15 @@ class Side(NamedTuple):
 
 
 class SensorReport(Struct, frozen=True):
-    """What one sensor's record held. single: rows without a partner; missing: holes in seq.
+    """What one sensor's record held. single: rows without a partner; missing: holes in seq;
+    unnumbered: rows of the old recorders that were read.
 
     latency and dejitter: see `Side`.
     """
 
     name: str
     rows: int
+    unnumbered: int
     single: int
     dropouts: int
     markers: int
@@ -53,8 +56,9 @@ class SensorReport(Struct, frozen=True):
     dejitter: Smoothed | None
 
 
-class Report(Struct, frozen=True):
-    """What a fusion did. Distances are absolute, in ms; gaps as the README defines them.
+class Report(Struct):
+    """What a fusion did; the same again for the same files, settings and version. Distances are absolute, in
+    ms; gaps as the README defines them.
 
     gaps: in-water readings inside the overlap of both sensors and outside surface dropouts that found
     no partner. clock: the segments with exchanges and their proof; seeds: what stands in where there are
@@ -65,7 +69,6 @@ class Report(Struct, frozen=True):
     version: str
     settings: Settings
     session: str
-    output: str
     rows: int
     paired: int
     gaps: int
@@ -85,6 +88,7 @@ class Report(Struct, frozen=True):
     rejects: list[Reject]
     notes: list[str]
     inputs: list[Input]
+    outputs: list[Output] = []
 
     @property
     def lossless(self) -> bool:
@@ -99,7 +103,6 @@ def report_on(
     tolerance: int,
     sides: tuple[Side, Side],
     weaver: Weaver,
-    output: str,
 ) -> Report:
     """Say what a fusion did."""
     clock, totals, distances = timeline.describe(), weaver.totals, weaver.distances.summary()
@@ -111,8 +114,7 @@ def report_on(
     return Report(
         version=VERSION,
         settings=settings,
-        session=str(session.path),
-        output=output,
+        session=session.path.resolve().name,
         rows=totals.rows,
         paired=totals.paired,
         gaps=totals.gaps,
@@ -171,6 +173,7 @@ def _sensor(stream: Stream, paired: int, side: Side) -> SensorReport:
     return SensorReport(
         name=stream.name,
         rows=stream.index.rows,
+        unnumbered=stream.unnumbered,
         single=stream.index.rows - paired,
         dropouts=side.axis.rhythm.dropouts,
         markers=stream.markers,
@@ -184,7 +187,7 @@ def _sensor(stream: Stream, paired: int, side: Side) -> SensorReport:
 
 def report_text(report: Report) -> str:
     """A report for people, one fact a line."""
-    lines = [f"{report.session} -> {report.output}", f"  rows {report.rows}: {report.paired} paired"]
+    lines = [f"  rows {report.rows}: {report.paired} paired"]
     lines += _sensor_lines("in-water", report.inwater) + _sensor_lines("surface", report.surface)
     lines.append(f"  gaps {report.gaps} (in-water readings in the overlap, no dropout, no partner)")
     if report.pair_max_ms is not None:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
@@ -39,13 +39,28 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of a file that went through a spreadsheet
 
 
 class Input(Struct, frozen=True):
-    """What was read. sha256: of the file; of several, of the lines that `sha256sum` prints for them, in the
-    order of their names as given."""
+    """What was read. name: relative to the session. sha256: of the file; of several, of the lines that
+    `sha256sum` prints for them in the order of their numbers; of a `session.json`, which its daemon goes on
+    writing, of what a fusion looks at in it."""
 
     name: str
     files: int
     size_bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> "Input":
+        return cls(name, 1, len(content), hashlib.sha256(content).hexdigest())
+
+    @classmethod
+    def of_stream(cls, folder: str, hashes: Sequence[tuple[str, str]], size_bytes: int) -> "Input":
+        """From name and hash of each of its files."""
+        place = f"{folder}/" if folder != "." else ""
+        if len(hashes) == 1:
+            [(name, digest)] = hashes
+            return cls(place + name, 1, size_bytes, digest)
+        listing = "".join(f"{digest}  {name}\n" for name, digest in hashes)
+        return cls(place + "chunk_*", len(hashes), size_bytes, hashlib.sha256(listing.encode()).hexdigest())
 
 
 class Part(NamedTuple):
@@ -86,10 +101,14 @@ class _File(NamedTuple):
     kept: FileIO | None  # open, where the file may get another name at any time
 
 
-def input_of(path: Path, root: Path) -> Input:
-    """A small file, as it was read. Raises OSError: it cannot be read."""
-    content = path.read_bytes()
-    return Input(str(path.relative_to(root)), 1, len(content), hashlib.sha256(content).hexdigest())
+def stream_input(folder: Path, root: Path) -> Input:
+    """What a `Texts` of the same would have read by now. Raises OSError: it cannot be read."""
+    hashes, size = [], 0
+    for path in chunk_files(folder):
+        with path.open("rb") as file:
+            hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+            size += file.tell()
+    return Input.of_stream(folder.relative_to(root).as_posix(), hashes, size)
 
 
 def chunk_files(folder: Path) -> list[Path]:
@@ -137,12 +156,8 @@ class Texts:
     @property
     def input(self) -> Input:
         """What was read, once all batches were."""
-        if len(self._hashes) == 1:
-            [(name, digest)] = self._hashes
-            return Input(self._shown(self._folder / name), 1, self._end, digest())
-        name = self._shown(self._folder / "chunk_*")
-        listing = "".join(f"{digest()}  {name}\n" for name, digest in self._hashes)
-        return Input(name, len(self._hashes), self._end, hashlib.sha256(listing.encode()).hexdigest())
+        hashes = [(name, digest()) for name, digest in self._hashes]
+        return Input.of_stream(self._folder.relative_to(self._root).as_posix(), hashes, self._end)
 
     def batches(self) -> Iterator[Batch]:
         """All lines of all files, in order; to be asked for once."""

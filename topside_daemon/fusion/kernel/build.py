@@ -1,5 +1,7 @@
-"""Compile the kernel: `python -m topside_daemon.fusion.kernel.build`. Needs a C compiler, and nothing of
-Python's."""
+"""Compile the kernel, if that was not done: `python -m topside_daemon.fusion.kernel.build`.
+
+Needs a C compiler and nothing of Python's headers; `CC` names another compiler than `cc`.
+"""
 
 import os
 import shlex
@@ -7,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from topside_daemon.fusion.kernel import LIBRARY, SOURCE, source_id
+from topside_daemon.fusion.kernel import LIBRARY, SOURCE, choose_kernel, source_id
 
 # One build for every processor of its kind; each operation of floating point rounded by itself.
 FLAGS = ["-std=c99", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden"]
@@ -23,17 +25,25 @@ def build(library: Path = LIBRARY) -> str:
     command = [*compiler, *FLAGS, f'-DSOURCE_ID="{source_id()}"', str(SOURCE), "-o", str(temporary), "-lm"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=False)
+        if said.returncode:
+            complaint = said.stderr.strip().splitlines() or ["failed"]
+            return f"{compiler[0]}: {complaint[0]}"
+        temporary.replace(library)
     except OSError as error:
-        return f"{compiler[0]}: {error.strerror}"
-    if said.returncode:
-        return f"{compiler[0]}: {said.stderr.strip().splitlines()[0] if said.stderr.strip() else 'failed'}"
-    temporary.replace(library)
+        return f"{error.filename}: {error.strerror}"
+    finally:
+        temporary.unlink(missing_ok=True)
     return ""
 
 
 def main() -> int:
-    """The command; 1 where there is no compiler, which costs speed only."""
-    trouble = build()
+    """The command; 1 where it cannot be done, which costs speed only."""
+    try:
+        choose_kernel("compiled")
+    except ImportError:
+        trouble = build()
+    else:
+        trouble = ""
     if trouble:
         print(f"no compiled kernel ({trouble}): fusion runs on numpy, a few times slower", file=sys.stderr)
     return bool(trouble)
