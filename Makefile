@@ -18,6 +18,10 @@ check: dev
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports --no-logo
 
+# Against peers, where "make peers" has installed them.
+bench: dev
+	@.venv/bin/python -m tests.bench $(ARGS)
+
 bench-clock: dev
 	@.venv/bin/python -m tests.bench.clock $(ARGS)
 
@@ -34,6 +38,7 @@ runtime dev peers:
 	$(eval missing := $(shell PYTHON='$(PYTHON)' $(SHELL) requirements/install.sh missing 2>&1))
 	$(if $(missing),$(error $(missing)))
 	@PYTHON='$(PYTHON)' $(SHELL) requirements/install.sh $@
+	@.venv/bin/python -m compileall -q common pi_daemon topside_daemon
 	@.venv/bin/python -m topside_daemon.fusion.kernel.build || true
 
 # Newest versions allowed by pyproject.toml, with the hashes of every platform's files.

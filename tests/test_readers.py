@@ -18,6 +18,7 @@ from topside_daemon.fusion.cockpit import METADATA_FILE
 from topside_daemon.fusion.columns import UNNUMBERED
 from topside_daemon.fusion.comparisons import EXCHANGES_FILE
 from topside_daemon.fusion.readers import SessionError
+from topside_daemon.fusion.timeline import Timeline
 
 OLD_HEAD = "timestamp,sensor_id,mode,value,TempC,Vin"
 BOOT = """\
@@ -194,6 +195,7 @@ def test_bad_exchanges_are_named_and_the_rest_used(tmp_path: Path) -> None:
     (tmp_path / "s" / EXCHANGES_FILE).write_bytes(b"\n".join(lines))
     session = read(tmp_path / "s")
     assert list(session.comparisons) == [drawn.exchanges[0], *drawn.exchanges[2:]]
+    session.comparisons.give_to(lambda: Timeline([], []))
     assert [(one.file, one.line) for one in session.all_rejects] == [(EXCHANGES_FILE, 2)]
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_every_requirement_is_pinned_and_hashed(lock: Path) -> None:
     assert [line for line in locked(lock).values() if not entry.fullmatch(line)] == []
 
 
-def test_development_adds_to_the_runtime_lock_and_changes_nothing() -> None:
+def test_each_lock_adds_to_the_one_before_and_changes_nothing() -> None:
     """What is tested is what is deployed: the same versions with the same sums."""
 
     def sums(lock: str) -> dict[str, list[str]]:
@@ -80,8 +81,8 @@ def test_development_adds_to_the_runtime_lock_and_changes_nothing() -> None:
             name: line.split("--hash=")[1:] for name, line in locked(ROOT / "requirements" / lock).items()
         }
 
-    runtime, dev = sums("runtime.txt"), sums("dev.txt")
-    assert runtime == {name: dev.get(name) for name in runtime}
+    for less, more in pairwise(map(sums, ("pi.txt", "runtime.txt", "dev.txt", "peers.txt"))):
+        assert less == {name: more.get(name) for name in less}
 
 
 def test_every_declared_dependency_is_locked() -> None:
@@ -92,8 +93,14 @@ def test_every_declared_dependency_is_locked() -> None:
         names = {name.partition("==")[0] for name in locked(ROOT / "requirements" / lock)}
         return [each for each in wanted if re.split(r"[<>=~!\[ ;]", each)[0] not in names]
 
-    assert missing(project["dependencies"], "runtime.txt") == []
-    assert missing(project["optional-dependencies"]["dev"], "dev.txt") == []
+    extras = project["optional-dependencies"]
+    for lock, wanted in {
+        "pi.txt": project["dependencies"],
+        "runtime.txt": project["dependencies"] + extras["topside"],
+        "dev.txt": extras["dev"] + extras["topside"] + extras["parquet"] + extras["dask"],
+        "peers.txt": extras["dev"] + extras["peers"],
+    }.items():
+        assert missing([one for one in wanted if not one.startswith(project["name"])], lock) == []
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)

@@ -25,7 +25,7 @@ Kind = Literal["ours", "cockpit"]
 
 PERIOD_NS = S // 15
 CHUNK_ROWS = 225  # 15 s
-BEAT_S = 30  # between comparisons of the clocks, and between markers
+BEAT_S = {"ours": 30, "cockpit": 120}  # between comparisons of the clocks, and between markers
 PROBES = 8
 DROPOUT_EVERY_S, DROPOUT_S = 1800, (5, 20)
 JITTER_NS = 4_000_000
@@ -95,14 +95,15 @@ def _readings(rng: random.Random, clock: Clock, rows: int, side: int) -> Iterato
         seq += 1
 
 
-def _beats(clock: Clock, duration_s: int) -> list[tuple[int, int]]:
+def _beats(clock: Clock, duration_s: int, kind: Kind) -> list[tuple[int, int]]:
     """Number and instant by this clock of every marker."""
     way_ns = 4_000_000 if clock is PI else 0
-    return [(n, clock.mono_ns(at_s * S + way_ns)) for n, at_s in enumerate(range(1, duration_s, BEAT_S))]
+    every = range(1, duration_s, BEAT_S[kind])
+    return [(n, clock.mono_ns(at_s * S + way_ns)) for n, at_s in enumerate(every)]
 
 
 def _write_ours(folder: Path, readings: Iterator[Reading], clock: Clock, duration_s: int) -> None:
-    beats = _beats(clock, duration_s)
+    beats = _beats(clock, duration_s, "ours")
     chunks: list[Chunk] = []
     markers: list[Marker] = []
     with (folder / "session.csv").open("wb") as combined:
@@ -129,7 +130,7 @@ def _write_ours(folder: Path, readings: Iterator[Reading], clock: Clock, duratio
 
 
 def _write_old(folder: Path, readings: Iterator[Reading], clock: Clock, duration_s: int) -> None:
-    beats = _beats(clock, duration_s)
+    beats = _beats(clock, duration_s, "cockpit")
     with (folder / "session.csv").open("w", newline="\n") as file:
         file.write(OLD_HEADER + "\n")
         for r in readings:
@@ -143,7 +144,7 @@ def _write_old(folder: Path, readings: Iterator[Reading], clock: Clock, duration
 
 def _write_exchanges(path: Path, rng: random.Random, duration_s: int) -> None:
     with path.open("wb") as file:
-        for sequence, at_s in enumerate(range(1, duration_s, BEAT_S)):
+        for sequence, at_s in enumerate(range(1, duration_s, BEAT_S["ours"])):
             for probe in range(PROBES):
                 sent_ns = at_s * S + probe * 40_000_000
                 came_ns = sent_ns + 600_000 + round(rng.expovariate(1 / 150_000))

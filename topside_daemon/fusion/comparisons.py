@@ -1,6 +1,7 @@
-"""`exchanges.jsonl`: every comparison of the two clocks, as often read as needed and never all in memory."""
+"""`exchanges.jsonl`: every comparison of the two clocks, read once if it is in order, and never all in
+memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -8,26 +9,49 @@ import msgspec
 from common.messages import UNDECODABLE, Exchange
 from topside_daemon.fusion.bursts import bursts_in_order, group_bursts
 from topside_daemon.fusion.intake import Reject
-from topside_daemon.fusion.timeline import Boots
+from topside_daemon.fusion.timeline import Boots, Timeline
 
 EXCHANGES_FILE = "exchanges.jsonl"
 
 
 class Comparisons:
-    """Those of one session; none where there is no file. rejects: lines that are no exchange. boots: which
-    runs of which machine they tell of. latest_utc_ns: when the last was made, 0 without one."""
+    """Those of one session; none where there is no file.
+
+    What is known once they were given to a timeline: rejects, lines that are no exchange; boots, which runs
+    of which machine they tell of; latest_utc_ns, when the last was made, 0 without one.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Read it once.
-
-        Raises:
-            OSError: it cannot be read.
-        """
         self._path = folder / EXCHANGES_FILE
         self.rejects: list[Reject] = []
         self.boots = Boots()
         self.latest_utc_ns = 0
         self._in_order = True
+
+    def __iter__(self) -> Iterator[Exchange]:
+        """All of them, in the order of the file."""
+        return self._read([])
+
+    def give_to(self, begin: Callable[[], Timeline]) -> Timeline:
+        """A timeline that has taken all of them, as bursts in the order of time.
+
+        Args:
+            begin: makes one that has taken none.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        timeline = begin()
+        for burst in bursts_in_order(self._watched()):
+            timeline.add_burst(burst)
+        if not self._in_order:
+            timeline = begin()
+            for burst in group_bursts(self):
+                timeline.add_burst(burst)
+        return timeline
+
+    def _watched(self) -> Iterator[Exchange]:
+        """The same, with an eye to what they tell of and whether their order is that of time."""
         boot_id, sent_ns = "", 0
         for exchange in self._read(self.rejects):
             if exchange.topside_boot_id == boot_id:
@@ -37,6 +61,7 @@ class Comparisons:
             boot_id, sent_ns = exchange.topside_boot_id, exchange.t1_ns
             self.boots.add(exchange)
             self.latest_utc_ns = max(self.latest_utc_ns, exchange.topside_utc_ns)
+            yield exchange
         began = [(boot.began_ns, boot_id) for boot_id, boot in self.boots.topside.items()]
         self._in_order &= began == sorted(began)
 
@@ -51,11 +76,3 @@ class Comparisons:
                 except UNDECODABLE as error:
                     if line.strip():
                         rejects.append(Reject(EXCHANGES_FILE, number, str(error)))
-
-    def __iter__(self) -> Iterator[Exchange]:
-        """All of them, in the order of the file."""
-        return self._read([])
-
-    def bursts(self) -> Iterator[list[Exchange]]:
-        """All of them as bursts, in the order of time."""
-        return bursts_in_order(self) if self._in_order else iter(group_bursts(self))

@@ -165,15 +165,13 @@ def _latencies(session: Session, chosen: Settings) -> tuple[Latency, Latency]:
 
 
 def _timeline(session: Session) -> Timeline:
+    timeline = session.comparisons.give_to(lambda: Timeline([], [], session.link, session.ladder))
     boots = session.comparisons.boots
-    timeline = Timeline(
-        complete_topside_epochs(_topside_epochs(session), session.surface.beginnings(), boots),
-        complete_pi_epochs(session.inwater.epochs, boots),
-        session.link,
-        session.ladder,
-    )
-    for burst in session.comparisons.bursts():
-        timeline.add_burst(burst)
+    surface = session.surface.beginnings()
+    for epoch in complete_topside_epochs(_topside_epochs(session), surface, boots):
+        timeline.add_topside_epoch(epoch)
+    for epoch in complete_pi_epochs(session.inwater.epochs, boots):
+        timeline.add_pi_epoch(epoch)
     return timeline
 
 

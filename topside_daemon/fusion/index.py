@@ -151,11 +151,13 @@ class Index:
     def block_of(self, row: int) -> Block:
         """The block that holds a row; cheap for rows near each other."""
         place = bisect_right(self._entries, row, key=_first) - 1
-        if place not in self._cache:
+        block = self._cache.pop(place, None)
+        if block is None:
             if len(self._cache) >= CACHED:
-                del self._cache[next(iter(self._cache))]
-            self._cache[place] = self._load(self._entries[place])
-        return self._cache[place]
+                del self._cache[next(iter(self._cache))]  # the one that was not asked for longest
+            block = self._load(self._entries[place])
+        self._cache[place] = block
+        return block
 
 
 def _first(entry: _Entry) -> int:

@@ -9,9 +9,7 @@ import hashlib
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from io import FileIO
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from struct import Struct as Layout
 from typing import NamedTuple
@@ -26,7 +24,7 @@ from topside_daemon.fusion.spill import Spill
 from topside_daemon.fusion.stock import Stock
 
 BATCH_BYTES = 1 << 20
-WHOLE_BYTES = 4 << 20  # a file no larger is read at once, and its hash known before its rows
+WHOLE_BYTES = 1 << 20  # a file no larger is read at once, and its hash known before its rows
 REGION_BYTES = 8 << 20  # rows that are out of order are read together from so much text
 BEYOND = 1 << 42  # the place of the first text that is in no file; a place has 43 bits
 
@@ -35,6 +33,7 @@ COMBINED = "session.csv"
 _PLACE = Layout("<q")
 _CHUNK = re.compile(r"chunk_(\d+)\.(csv|tmp|csv\.tmp)")  # the last is an open chunk of the old Cockpit
 _OUR_FIELDS = HEADER.count(",") + 1
+_OUR_HEAD = HEADER.encode("ascii") + b"\r\n"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of a file that went through a spreadsheet
 
 
@@ -95,33 +94,31 @@ class Batch(NamedTuple):
 
 
 class _File(NamedTuple):
-    path: Path
+    """fd: open, where the file may get another name at any time; else -1."""
+
+    name: str
     base: int
     size: int
-    kept: FileIO | None  # open, where the file may get another name at any time
+    fd: int
 
 
 def stream_input(folder: Path, root: Path) -> Input:
     """What a `Texts` of the same would have read by now. Raises OSError: it cannot be read."""
     hashes, size = [], 0
-    for path in chunk_files(folder):
-        with path.open("rb") as file:
-            hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    for name in chunk_files(folder):
+        with (folder / name).open("rb") as file:
+            hashes.append((name, hashlib.file_digest(file, "sha256").hexdigest()))
             size += file.tell()
     return Input.of_stream(folder.relative_to(root).as_posix(), hashes, size)
 
 
-def chunk_files(folder: Path) -> list[Path]:
-    """The chunks of a folder in order, or the combined file where there are none."""
-    chunks = [
-        (int(match[1]), match[2], entry)
-        for entry in folder.iterdir()
-        if (match := _CHUNK.fullmatch(entry.name))
-    ]
+def chunk_files(folder: Path) -> list[str]:
+    """Names of the chunks of a folder in order, or of the combined file where there are none."""
+    names = [entry.name for entry in os.scandir(folder)]
+    chunks = [(int(match[1]), match[2], name) for name in names if (match := _CHUNK.fullmatch(name))]
     if chunks:
-        return [entry for *_, entry in sorted(chunks)]
-    combined = folder / COMBINED
-    return [combined] if combined.is_file() else []
+        return [name for *_, name in sorted(chunks)]
+    return [COMBINED] if COMBINED in names else []
 
 
 def is_ours(text: bytearray | bytes) -> bool:
@@ -144,87 +141,86 @@ class Texts:
     def __init__(self, folder: Path, root: Path, spill: Spill) -> None:
         """*root*: what names in messages are relative to. *spill*: for text that is in no file."""
         self._folder = folder
-        self._root = root
+        self._shown = folder.relative_to(root).as_posix()
         self._beyond = spill
         self._files: list[_File] = []
         self._end = 0
-        self._hashes: list[tuple[str, Callable[[], str]]] = []  # what gives the hash of each file
-        self._hasher = ThreadPoolExecutor(1)
-        self._last: FileIO | None = None
+        self._hashes: list[str] = []  # of each file
+        self._last = ("", -1)  # name and descriptor of the file that was read last
         self.changed: list[str] = []  # files that are not as their recorder had sealed them
 
     @property
     def input(self) -> Input:
         """What was read, once all batches were."""
-        hashes = [(name, digest()) for name, digest in self._hashes]
-        return Input.of_stream(self._folder.relative_to(self._root).as_posix(), hashes, self._end)
+        hashes = [(file.name, digest) for file, digest in zip(self._files, self._hashes, strict=True)]
+        return Input.of_stream(self._shown, hashes, self._end)
+
+    def _name(self, file: _File) -> str:
+        """As it is told to people."""
+        return file.name if self._shown == "." else f"{self._shown}/{file.name}"
 
     def batches(self) -> Iterator[Batch]:
         """All lines of all files, in order; to be asked for once."""
         manifest = read_manifest(self._folder)
         known = {chunk.name: chunk.sha256 for chunk in manifest.chunks} if manifest else {}
         buffer, waiting = bytearray(BATCH_BYTES + WHOLE_BYTES + SLACK), _Waiting()
-        for path in chunk_files(self._folder):
-            file, content = self._open(path)
+        view = memoryview(buffer)
+        for name in chunk_files(self._folder):
+            file, fd = self._open(name)
             try:
-                if file.size > WHOLE_BYTES or file.kept:
+                if file.size > WHOLE_BYTES or file.fd >= 0:
                     yield from waiting.release(buffer)
-                    yield from self._stream(file, content, buffer)
+                    yield from self._stream(file, fd, buffer)
                     continue
-                _read_into(content, memoryview(buffer)[waiting.size : waiting.size + file.size], 0)
+                content = view[waiting.size : waiting.size + file.size]
+                _read_into(fd, content, 0, name)
             finally:
-                if not file.kept:
-                    content.close()
-            ours, proven = self._judge(buffer, waiting.size, file, known)
-            yield from waiting.add(buffer, file, ours, proven, self._shown(file.path))
+                if file.fd < 0:
+                    os.close(fd)
+            digest = hashlib.sha256(content).hexdigest()
+            self._hashes.append(digest)
+            sealed = known.get(name)
+            if sealed not in (None, digest):
+                self.changed.append(self._name(file))
+            ours = buffer.startswith(_OUR_HEAD, waiting.size) or is_ours(bytes(content[:4096]))
+            yield from waiting.add(buffer, file, ours, sealed == digest, self._name(file))
         yield from waiting.release(buffer)
 
-    def _open(self, path: Path) -> tuple[_File, FileIO]:
-        """The file and its content; an open chunk may have been sealed since it was listed."""
+    def _open(self, name: str) -> tuple[_File, int]:
+        """The file and its descriptor; an open chunk may have been sealed since it was listed."""
         try:
-            content = FileIO(path)
+            fd = self._descriptor(name)
         except FileNotFoundError:
-            path = path.with_suffix(".csv")
-            content = FileIO(path)
-        size = os.fstat(content.fileno()).st_size
-        file = _File(path, self._end, size, content if path.suffix == ".tmp" else None)
+            name = Path(name).with_suffix(".csv").name
+            fd = self._descriptor(name)
+        size = os.fstat(fd).st_size
+        file = _File(name, self._end, size, fd if name.endswith(".tmp") else -1)
         self._files.append(file)
         self._end += size
-        return file, content
+        return file, fd
 
-    def _shown(self, path: Path) -> str:
-        return str(path.relative_to(self._root))
+    def _descriptor(self, name: str) -> int:
+        return os.open(f"{self._folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _judge(self, buffer: bytearray, start: int, file: _File, known: dict[str, str]) -> tuple[bool, bool]:
-        """Whether rows are ours, and whether they are as they were sealed."""
-        content = memoryview(buffer)[start : start + file.size]
-        digest = hashlib.sha256(content).hexdigest()
-        self._hashes.append((file.path.name, lambda: digest))
-        sealed = known.get(file.path.name)
-        if sealed not in (None, digest):
-            self.changed.append(self._shown(file.path))
-        return is_ours(bytes(content[:4096])), sealed == digest
-
-    def _stream(self, file: _File, content: FileIO, buffer: bytearray) -> Iterator[Batch]:
+    def _stream(self, file: _File, fd: int, buffer: bytearray) -> Iterator[Batch]:
         """A large file in pieces, or one that is still written."""
-        whole = FileIO(file.path)  # now, while it has this name
         done, kept, ours = 0, 0, None
-        view, open_end = memoryview(buffer), file.kept is not None
+        view, digest, open_end = memoryview(buffer), hashlib.sha256(), file.fd >= 0
         while done < file.size or kept:
-            more = min(BATCH_BYTES, file.size - done)
-            _read_into(content, view[kept : kept + more], done)
-            done, size = done + more, kept + more
+            more = view[kept : kept + min(BATCH_BYTES, file.size - done)]
+            _read_into(fd, more, done, file.name)
+            digest.update(more)
+            done, size = done + len(more), kept + len(more)
             stop = buffer.rfind(b"\n", 0, size) + 1 if done < file.size else size
             stop = stop or size  # a line that is longer than any row
             if ours is None:
                 ours = is_ours(bytes(view[:4096]))
             base = file.base + done - size
             begins, ends = base == file.base, done - size + stop == file.size
-            parts = [Part(self._shown(file.path), 0)]
-            yield Batch(buffer, stop, base, ours, False, open_end, begins, ends, parts)
+            yield Batch(buffer, stop, base, ours, False, open_end, begins, ends, [Part(self._name(file), 0)])
             kept = size - stop
             buffer[:kept] = buffer[stop:size]
-        self._hashes.append((file.path.name, self._hasher.submit(_hash, whole, file.size).result))
+        self._hashes.append(digest.hexdigest())
 
     def add(self, text: bytes, place: int) -> int:
         """Keep a row that is spelt otherwise in its file, at *place*; returns where it is kept."""
@@ -239,7 +235,7 @@ class Texts:
         file = self._files[bisect_right(self._files, place, key=_base) - 1]
         before = bytearray(place - file.base)
         self._read(file.base, memoryview(before))
-        return self._shown(file.path), 1 + before.count(b"\n")
+        return self._name(file), 1 + before.count(b"\n")
 
     def of(self, block: Block, stock: Stock) -> tuple[int, Column]:
         """Add the text of a block to a stock; returns the place of its first byte, and the spans to look
@@ -282,28 +278,29 @@ class Texts:
             offset = start + done - file.base
             count = min(len(view) - done, file.size - offset)
             if count > 0:
-                _read_into(self._content(file), view[done : done + count], offset)
+                _read_into(self._content(file), view[done : done + count], offset, file.name)
             done, place = done + max(count, 0), place + 1
 
-    def _content(self, file: _File) -> FileIO:
-        if file.kept:
-            return file.kept
-        if self._last is None or self._last.name != file.path:
+    def _content(self, file: _File) -> int:
+        if file.fd >= 0:
+            return file.fd
+        name, fd = self._last
+        if name != file.name:
             self._let_go()
-            self._last = FileIO(file.path)
-        return self._last
+            fd = self._descriptor(file.name)
+            self._last = (file.name, fd)
+        return fd
 
     def _let_go(self) -> None:
-        if self._last is not None:
-            self._last.close()
-            self._last = None
+        if self._last[0]:
+            os.close(self._last[1])
+            self._last = ("", -1)
 
     def close(self) -> None:
-        self._hasher.shutdown(cancel_futures=True)
         self._let_go()
         for file in self._files:
-            if file.kept:
-                file.kept.close()
+            if file.fd >= 0:
+                os.close(file.fd)
         self._files.clear()
 
 
@@ -337,24 +334,12 @@ class _Waiting:
             yield batch
 
 
-def _read_into(content: FileIO, view: memoryview, offset: int) -> None:
-    content.seek(offset)
+def _read_into(fd: int, view: memoryview, offset: int, name: str) -> None:
     while view:
-        more = content.readinto(view)
+        more = os.preadv(fd, [view], offset)
         if not more:
-            raise OSError(errno.EIO, f"{content.name} has become shorter")
-        view = view[more:]
-
-
-def _hash(content: FileIO, size: int) -> str:
-    """While the rows are already at work: only the report waits for it."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(size, BATCH_BYTES)))
-    with content:
-        for offset in range(0, size, BATCH_BYTES):
-            piece = buffer[: size - offset]
-            _read_into(content, piece, offset)
-            digest.update(piece)
-    return digest.hexdigest()
+            raise OSError(errno.EIO, f"{name} has become shorter")
+        view, offset = view[more:], offset + more
 
 
 def _start(part: Part) -> int:

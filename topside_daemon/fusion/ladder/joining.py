@@ -81,6 +81,7 @@ class Joining:
         self._jumps: tuple[list[Jump], list[Jump]] = ([], [])
         self.pieces = (Pieces([]), Pieces([]))
         matched, self.complaints = match_markers(inwater.labelled_markers, surface.labelled_markers)
+        matched.sort(key=lambda pair: pair[0].after_seq)  # neighbours are cheap to look at
         self._pairs = sorted((self._tie(*pair) for pair in matched), key=lambda tie: tie.indices)
         if time_sync is not None and not self._belongs(time_sync):
             offset_s = time_sync.offset_ns / 1e9

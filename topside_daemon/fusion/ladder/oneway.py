@@ -144,14 +144,17 @@ def agreeing(pairs: Sequence[Pair]) -> list[Pair]:
     witnesses = [(one.inwater_ns, one.offset_ns, 3 * one.carried_ns) for one in chosen]
     fastest = FASTEST_PPM / 1e6
 
-    def agrees(pair: Pair) -> int:
+    def agrees(pair: Pair) -> bool:
         at_ns, offset_ns, known_ns = pair.inwater_ns, pair.offset_ns, LATE_NS + 3 * pair.carried_ns
-        return sum(
-            abs(offset_ns - other_ns) <= known_ns + carried_ns + fastest * abs(at_ns - there_ns)
-            for there_ns, other_ns, carried_ns in witnesses
-        )
+        found = 0
+        for there_ns, other_ns, carried_ns in witnesses:
+            if abs(offset_ns - other_ns) <= known_ns + carried_ns + fastest * abs(at_ns - there_ns):
+                found += 1
+                if 2 * found > len(witnesses):
+                    return True
+        return False
 
-    return [pair for pair in pairs if 2 * agrees(pair) > len(witnesses)]
+    return [pair for pair in pairs if agrees(pair)]
 
 
 def fit(pairs: Sequence[Pair]) -> Line:
