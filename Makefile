@@ -53,4 +53,4 @@ lock:
 
 clean:
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
-	@rm -f topside_daemon/fusion/kernel/kernel.so
+	@rm -f topside_daemon/fusion/kernel/kernel.so topside_daemon/fusion/kernel/kernel.sha256

@@ -19,9 +19,10 @@ class KernelHook(BuildHookInterface):  # type: ignore[type-arg]
         built = subprocess.run(
             [sys.executable, "-m", "topside_daemon.fusion.kernel.build"], cwd=self.root, check=False
         )
-        library = Path(self.root, "topside_daemon", "fusion", "kernel", "kernel.so")
         if built.returncode == 0:
             system = sysconfig.get_platform().replace("-", "_").replace(".", "_")
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{system}"
-            build_data["force_include"][str(library)] = str(library.relative_to(self.root))
+            for name in ("kernel.so", "kernel.sha256"):
+                place = f"topside_daemon/fusion/kernel/{name}"
+                build_data["force_include"][str(Path(self.root, place))] = place

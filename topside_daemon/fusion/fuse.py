@@ -96,7 +96,7 @@ def last_report(
 def _fuse(
     session: Session, chosen: Settings, kernel: Kernel, scratch: Path, tables: Sequence[Table]
 ) -> Report:
-    timeline = _timeline(session)
+    timeline = timeline_of(session)
     inwater, surface = _onto_axis(session, chosen, timeline, kernel, scratch)
     tolerance = tolerance_ns(chosen, inwater.axis.rhythm, surface.axis.rhythm, inwater.axis.sd_ns)
     options = _options(chosen, inwater.axis, surface.axis)
@@ -164,7 +164,8 @@ def _latencies(session: Session, chosen: Settings) -> tuple[Latency, Latency]:
     return inwater, surface
 
 
-def _timeline(session: Session) -> Timeline:
+def timeline_of(session: Session) -> Timeline:
+    """The clock of a session, with all that it has of comparisons."""
     timeline = session.comparisons.give_to(lambda: Timeline([], [], session.link, session.ladder))
     boots = session.comparisons.boots
     surface = session.surface.beginnings()

@@ -25,7 +25,17 @@ from topside_daemon.fusion.columns import (
 )
 from topside_daemon.fusion.spill import Spill
 
-__all__ = ["LIBRARY", "SOURCE", "Kernel", "KernelName", "Loom", "Matcher", "choose_kernel", "source_id"]
+__all__ = [
+    "LIBRARY",
+    "SOURCE",
+    "Kernel",
+    "KernelName",
+    "Loom",
+    "Matcher",
+    "choose_kernel",
+    "proof_file",
+    "proof_of",
+]
 
 KernelName = Literal["compiled", "numpy"]
 
@@ -138,9 +148,20 @@ class Kernel(Protocol):
         """One for a table."""
 
 
-def source_id() -> str:
-    """Which source a library has to be built from."""
-    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()
+def proof_of(library: Path) -> str:
+    """What is kept beside a library: that it is whole, and built from the source that is here. Loading
+    another may end the process.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    files = (SOURCE, library)
+    return "".join(f"{hashlib.sha256(one.read_bytes()).hexdigest()}  {one.name}\n" for one in files)
+
+
+def proof_file(library: Path) -> Path:
+    """Where it is kept."""
+    return library.with_suffix(".sha256")
 
 
 @cache
@@ -150,14 +171,13 @@ def choose_kernel(name: KernelName | None = None) -> Kernel:
     Raises:
         ImportError: it is not there; the message names the cure.
     """
-    if name != "numpy" and LIBRARY.exists():
-        compiled = importlib.import_module("topside_daemon.fusion.kernel.compiled")
+    if name != "numpy":
         try:
-            kernel: Kernel = compiled.Compiled(LIBRARY, source_id())
+            if proof_file(LIBRARY).read_text(encoding="ascii") == proof_of(LIBRARY):
+                compiled = importlib.import_module("topside_daemon.fusion.kernel.compiled")
+                return compiled.Compiled(LIBRARY)  # type: ignore[no-any-return]
         except OSError:
-            pass  # of another machine, or of another version
-        else:
-            return kernel
+            pass  # it is not there, or of another machine
     if name == "compiled":
         raise ImportError(
             f"no compiled kernel: python -m {__name__}.build makes one, if there is a C compiler"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from topside_daemon.fusion.kernel import LIBRARY, SOURCE, choose_kernel, source_id
+from topside_daemon.fusion.kernel import LIBRARY, SOURCE, choose_kernel, proof_file, proof_of
 
 # One build for every processor of its kind; each operation of floating point rounded by itself.
 FLAGS = ["-std=c99", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden"]
@@ -22,13 +22,14 @@ def build(library: Path = LIBRARY) -> str:
     """
     compiler = shlex.split(os.environ.get("CC", "cc"))
     temporary = library.with_name(f".{library.name}.{os.getpid()}")
-    command = [*compiler, *FLAGS, f'-DSOURCE_ID="{source_id()}"', str(SOURCE), "-o", str(temporary), "-lm"]
+    command = [*compiler, *FLAGS, str(SOURCE), "-o", str(temporary), "-lm"]
     try:
         said = subprocess.run(command, capture_output=True, text=True, check=False)
         if said.returncode:
             complaint = said.stderr.strip().splitlines() or ["failed"]
             return f"{compiler[0]}: {complaint[0]}"
         temporary.replace(library)
+        proof_file(library).write_text(proof_of(library), encoding="ascii")
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     finally:

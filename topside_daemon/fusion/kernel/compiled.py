@@ -99,19 +99,13 @@ class Compiled:
 
     name: KernelName = "compiled"
 
-    def __init__(self, library: Path, source: str) -> None:
+    def __init__(self, library: Path) -> None:
         """Load it.
 
         Raises:
-            OSError: it cannot be loaded, or was built from another source.
+            OSError: it cannot be loaded.
         """
         self._library = ctypes.CDLL(str(library))
-        try:
-            built_from = ctypes.c_char_p.in_dll(self._library, "qs_source").value
-        except ValueError:
-            built_from = None
-        if built_from != source.encode("ascii"):
-            raise OSError(f"{library} is of another version")
         for name, (result, arguments) in _FUNCTIONS.items():
             function = getattr(self._library, name)
             function.restype, function.argtypes = result, arguments

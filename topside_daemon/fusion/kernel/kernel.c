@@ -18,11 +18,6 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-#ifndef SOURCE_ID
-#define SOURCE_ID ""
-#endif
-EXPORT const char *const qs_source = SOURCE_ID; /* hash of this file: a library of another version is not used */
-
 typedef int64_t i64;
 typedef uint64_t u64;
 typedef uint8_t u8;

@@ -95,6 +95,9 @@ def scan(
     text: bytearray, start: int, stop: int, base: int, ours: bool, check: bool, rows: Rows
 ) -> tuple[list[Odd], int, int]:
     """See `Kernel.scan`."""
+    if start == stop:
+        rows.filled(0, ORDERED | RISING | ONE_EPOCH)
+        return [], stop, 0
     buffer = np.frombuffer(text, np.uint8)[:stop]
     ends = np.flatnonzero(buffer[start:] == ord("\n")) + start
     if not len(ends) or ends[-1] + 1 < stop:
