@@ -17,6 +17,7 @@ import topside_daemon.fusion.kernel as kernel_package
 from common.messages import Marker, Reading
 from common.rows import decode_row, encode_row
 from tests.sim import MS, UTC_0, S
+from tests.sim.table import CC, kernels
 from topside_daemon.fusion.cockpit import decode_old_row
 from topside_daemon.fusion.columns import (
     FLAGS_SHIFT,
@@ -36,19 +37,13 @@ from topside_daemon.fusion.columns import (
 from topside_daemon.fusion.courses import follow, packed
 from topside_daemon.fusion.kernel import SOURCE, Kernel, choose_kernel, proof_file
 from topside_daemon.fusion.kernel.build import FLAGS, build
-from topside_daemon.fusion.kernel.build import main as main_build
 from topside_daemon.fusion.matching import Matcher
 from topside_daemon.fusion.spill import Spill
 
 pytestmark = pytest.mark.heavy
 
-CC = shutil.which("cc")
 needs_compiler = pytest.mark.skipif(CC is None, reason="there is no C compiler")
-KERNELS: list[Kernel] = [choose_kernel("numpy")]
-if CC is not None:
-    if main_build():
-        raise RuntimeError("the kernel does not compile")
-    KERNELS.append(choose_kernel("compiled"))
+KERNELS = kernels()
 
 
 def bits(marked: bytearray, count: int) -> list[int]:
@@ -166,6 +161,7 @@ def check_scan(text: bytes, ours: bool) -> None:
 @given(OLD_TEXT)
 @example(b"")
 @example(b"\n\r\n \t\n")
+@example(b"2025-11-21T22:34:59.123+01:00,s,freerun,0.5,,\n")
 def test_old_rows_are_scanned_as_they_are_decoded(text: bytes) -> None:
     """Whatever the text, both kernels find the same rows, each is what its line says, and no line is lost."""
     check_scan(text, ours=False)

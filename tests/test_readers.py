@@ -356,3 +356,16 @@ def test_two_readings_in_one_millisecond_are_two(tmp_path: Path) -> None:
     kept, reasons = read_old(tmp_path, rows)
     assert (kept, reasons) == (values([RECORDED[0], twin, *RECORDED[2:]]), [])
     assert read(tmp_path).inwater.duplicates == 1
+
+
+def test_a_name_with_control_characters_is_no_row(tmp_path: Path) -> None:
+    """What a flipped bit makes of a space in a row without a checksum."""
+    read_old(
+        tmp_path,
+        ["2025-11-21T22:34:59.123Z,s\0x,freerun,0.5,,", "2025-11-21T22:35:00.123Z,µ s,freerun,0.5,,"],
+    )
+    stream = read(tmp_path).inwater
+    assert [one.sensor_id for one in recorded(stream)] == ["µ s"]
+    assert [(one.line, one.reason) for one in stream.rejects] == [
+        (2, "unprintable characters: 's\\x00x', 'freerun'")
+    ]

@@ -1,14 +1,87 @@
 """The table as it is defined, a row at a time: what both kernels are held against."""
 
+import shutil
+from collections import Counter
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from common.messages import Reading
 from common.rows import format_utc
 from topside_daemon.fusion.columns import UNNUMBERED
-from topside_daemon.fusion.stream import FusedRow
-from topside_daemon.fusion.tables import columns_of
+from topside_daemon.fusion.fuse import fuse_session, timeline_of
+from topside_daemon.fusion.kernel import Kernel, choose_kernel
+from topside_daemon.fusion.kernel import build as building
+from topside_daemon.fusion.latency import latency_of
+from topside_daemon.fusion.readers import read_session
+from topside_daemon.fusion.report import Report
+from topside_daemon.fusion.rhythm import Hold, Rhythm
+from topside_daemon.fusion.stream import FusedRow, Fuser
+from topside_daemon.fusion.tables import columns_of, file_name
+
+CC = shutil.which("cc")
 
 _NO_READING = ",,,,"
+
+
+@cache
+def kernels() -> tuple[Kernel, ...]:
+    """Both, where there is a compiler."""
+    if CC is None:
+        return (choose_kernel("numpy"),)
+    if building.main():
+        raise RuntimeError("the kernel does not compile")
+    return choose_kernel("numpy"), choose_kernel("compiled")
+
+
+def check_table(folder: Path, rng: Random, **otherwise: Any) -> Report:
+    """Fuse with either kernel.
+
+    Raises:
+        AssertionError: they differ, or the table is not what the fuser says of the readings as they come, or
+        a
+            reading is not in exactly one row.
+    """
+    made: list[tuple[Report, bytes]] = []
+    for kernel in kernels():
+        with TemporaryDirectory() as out:
+            report = fuse_session(folder, Path(out), kernel=kernel, **otherwise)
+            made.append((report, Path(out, file_name("csv")).read_bytes()))
+    report, table = made[0]
+    assert all(one == made[0] for one in made), "the kernels differ"
+    rows = _by_fuser(folder, report, rng)
+    assert table == table_of(rows, report.settings.percent_of_surface), "the fuser differs"
+    with read_session(folder) as session:
+        streams = (session.inwater, session.surface)
+        given = ([row.inwater for row in rows], [row.surface for row in rows])
+        for stream, readings in zip(streams, given, strict=True):
+            recorded, shown = Counter(stream.readings()), Counter(one for one in readings if one is not None)
+            if report.settings.mode == "paired" or stream is session.inwater:
+                assert shown == recorded, "a reading is lost, or there twice"
+            else:
+                assert set(shown) <= set(recorded), "a reading is invented"
+    return report
+
+
+def _by_fuser(folder: Path, report: Report, rng: Random) -> list[FusedRow]:
+    """The same rows from readings one by one, in any order of arrival."""
+    chosen = report.settings
+    hold = Hold.of(chosen, Rhythm(None, 0.0, 0)) if chosen.mode == "inwater" else None
+    with read_session(folder) as session:
+        timeline = timeline_of(session)
+        streams = (session.inwater, session.surface)
+        for side, stream in enumerate(streams):
+            timeline.set_latency(side, latency_of(stream.sensor, None).total_ns)
+        fuser = Fuser(timeline, round(report.tolerance_ms * 1e6), hold=hold)
+        waiting = [list(one.readings())[::-1] for one in streams]
+        while any(waiting):
+            side = rng.randrange(2)
+            for _ in range(min(len(waiting[side]), rng.randrange(1, 40))):
+                (fuser.push_surface if side else fuser.push_inwater)(waiting[side].pop())
+        return fuser.finish()
 
 
 def table_of(rows: Iterable[FusedRow], percent: bool = False) -> bytes:

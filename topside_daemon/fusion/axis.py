@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from topside_daemon.fusion.columns import INWATER, MISSING, Column, Placed, Tally
+from topside_daemon.fusion.columns import INWATER, MISSING, Column, Placed, Tally, rank_of
 from topside_daemon.fusion.courses import packed
 from topside_daemon.fusion.index import Block, Index
 from topside_daemon.fusion.kernel import Kernel
@@ -85,7 +85,6 @@ class Axis:
 
     def _keys(self, block: Block) -> Iterator[tuple[int, ...]]:
         order = range(block.first, block.first + len(block.at))
-        return (
-            (time, block.epoch, seq, n)
-            for time, seq, n in zip(self.times(block), block.seq, order, strict=True)
-        )
+        times = self.times(block).tolist()  # for blocks are merged
+        rank = rank_of(block.epoch)
+        return ((time, rank, seq, n) for time, seq, n in zip(times, block.seq, order, strict=True))

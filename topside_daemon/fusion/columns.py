@@ -30,6 +30,12 @@ _COURSE = Layout("<6q20d")
 COURSE_BYTES = _COURSE.size
 
 
+def rank_of(epoch: int) -> int:
+    """Where rows of an epoch come among those of one instant: without numbers in the order of their pieces,
+    -1 first, and then those with numbers."""
+    return epoch if epoch >= 0 else -(1 << 40) - epoch
+
+
 def column(length: int) -> Column:
     """Zeros."""
     return memoryview(bytearray(8 * length)).cast("q")

@@ -216,6 +216,8 @@ def _decode(line: bytes) -> Reading | Marker | None:
 
 def _check_range(row: Reading | Marker) -> None:
     """Raises ValueError for what no recorder can have written."""
+    if isinstance(row, Reading) and not (row.sensor_id + row.mode).isprintable():
+        raise ValueError(f"unprintable characters: {row.sensor_id!r}, {row.mode!r}")
     if isinstance(row, Reading) and row.seq != UNNUMBERED and (row.seq < 0 or row.epoch < 0):
         raise ValueError("negative number or epoch")
     if abs(row.mono_ns) >= _WIDEST_NS:

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from msgspec import Struct
 
 from common.messages import Reading
-from topside_daemon.fusion.columns import INWATER, SURFACE, UNNUMBERED
+from topside_daemon.fusion.columns import INWATER, SURFACE, UNNUMBERED, rank_of
 from topside_daemon.fusion.courses import ClockStatus
 from topside_daemon.fusion.matching import Decision, Matcher
 from topside_daemon.fusion.rhythm import Hold
@@ -48,7 +48,7 @@ class _Waiting(NamedTuple):
     """A reading with its place in the order of the axis; n makes the order total."""
 
     time_ns: int
-    epoch: int
+    rank: int
     seq: int
     n: int
     reading: Reading
@@ -118,7 +118,7 @@ class Fuser:
 
     def _push(self, side: int, reading: Reading, time_ns: int, corrected: Corrected | None) -> int:
         self._pushed += 1
-        waiting = _Waiting(time_ns, reading.epoch, reading.seq, self._pushed, reading, corrected)
+        waiting = _Waiting(time_ns, rank_of(reading.epoch), reading.seq, self._pushed, reading, corrected)
         if time_ns >= self._until[side]:
             heappush(self._coming[side], waiting)
         else:
@@ -211,7 +211,7 @@ class Fuser:
                 offset_high_ns=corrected.high_ns,
             )
         side = INWATER if corrected else SURFACE
-        heappush(self._rows, (first.time_ns, side, first.epoch, first.seq, first.n, row))
+        heappush(self._rows, (first.time_ns, side, first.rank, first.seq, first.n, row))
 
     def _final(self, before_ns: int) -> list[FusedRow]:
         rows: list[FusedRow] = []

@@ -1,4 +1,5 @@
-"""Rubbish at every door: the serial line, the bus, the time responder and the HTTP calls."""
+"""Rubbish at every door: the serial line, the bus, the time responder, the HTTP calls and the session
+folders."""
 
 import argparse
 import shutil
@@ -6,12 +7,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.campaigns.fuzz import bus, calls, lines
+from tests.campaigns.fuzz import bus, calls, files, lines
 from tests.campaigns.fuzz.outcome import Outcome
 
 FULL_S = 180.0
 FULL_SHARE = 0.2  # from here on with what takes its time, however little of the rest
-LINES, FRAMES, REQUESTS = 300_000, 600_000, 20_000  # of a full run
+LINES, FRAMES, REQUESTS, SESSIONS = 300_000, 600_000, 20_000, 400  # of a full run
 
 
 def fuzz_lines(outcome: Outcome, seed: int, share: float, folder: Path) -> None:
@@ -31,7 +32,12 @@ def fuzz_calls(outcome: Outcome, seed: int, share: float, folder: Path) -> None:
     calls.fuzz_calls(outcome, seed, round(REQUESTS * share), folder, share >= FULL_SHARE)
 
 
-DOORS = {"lines": fuzz_lines, "bus": fuzz_bus, "calls": fuzz_calls}
+def fuzz_files(outcome: Outcome, seed: int, share: float, folder: Path) -> None:
+    """Session folders."""
+    files.fuse_rubbish(outcome, seed, round(SESSIONS * share), folder)
+
+
+DOORS = {"lines": fuzz_lines, "bus": fuzz_bus, "calls": fuzz_calls, "files": fuzz_files}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,7 +33,7 @@ _HEAD = 17  # bytes of a stamp: YYYY-MM-DDTHH:MM:
 _EXACT_DIGITS = 15  # that a double holds
 _EPOCH_MAX = 2**31 - 1
 _BLANK = b" \t\n\v\f\r"
-_STAMP = rb"0000-00-00T00:00:00\.(?P<micros>000(?:000)?)(?:Z|\+00:00)"
+_STAMP = rb"0000-00-00T00:00:00\.(?P<micros>000(?:000)?)(?P<zone>Z|\+00:00)"
 _NUMBER = rb"-?0+(?:\.0+)?(?:[eE][+-]?0+)?"
 _OLD = rb"(?P<stamp>" + _STAMP + rb"),[ -+\--~]*,(?P<mode>[ -+\--~]*),(?P<value>" + _NUMBER + rb"),"
 _OLD += rb"(?P<temp>(?:" + _NUMBER + rb")?),(?P<vin>(?:" + _NUMBER + rb")?)"
@@ -42,6 +42,7 @@ _LABELLED = re.compile(_OLD)
 _NUMBERED = re.compile(
     _OLD + rb",(?P<seq>" + _COUNT + rb"),(?P<epoch>" + _COUNT + rb"),(?P<mono>" + _COUNT + rb"),[0-9a-f]{8}"
 )
+_UTC = np.frombuffer(b"+00:00", np.uint8)
 _HEX = np.full(256, 255, np.uint8)
 _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16, dtype=np.uint8)
 _NO_NUMBER: Ints = np.array(UNNUMBERED, np.int64)
@@ -53,6 +54,7 @@ class _Layout(NamedTuple):
 
     length: int
     places: int
+    zone: slice
     columns: int
     exponent: bool
     decimals: slice
@@ -72,6 +74,7 @@ def _layout_of(line: bytes, ours: bool) -> _Layout | None:
     return _Layout(
         length=match.end("vin"),
         places=len(match["micros"]),
+        zone=slice(*match.span("zone")) if match["zone"] != b"Z" else nothing,
         columns=bool(match["temp"]) + bool(match["vin"]),
         exponent=b"e" in match["value"].lower(),
         decimals=slice(point + 1, match.end("value")) if point >= 0 else nothing,
@@ -142,6 +145,7 @@ class _Lines:
 
     def _take(self, lines: Bytes, which: Ints, layout: _Layout, ours: bool, check: bool) -> None:
         utc, good = _stamps(lines, layout.places)
+        good &= (lines[:, layout.zone] == _UTC[: layout.zone.stop - layout.zone.start]).all(axis=1)
         may_be_whole = (lines[:, layout.decimals] == ZERO).all(axis=1) | layout.exponent
         flags = layout.columns | may_be_whole * MAY_BE_WHOLE
         at, seq, epoch = utc, _NO_NUMBER, _NO_NUMBER
