@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -353,8 +354,17 @@ class _Record(Struct):
 
 
 def _read_record(folder: Path, notes: list[str]) -> _Record:
+    """What can be used of it; the rest costs notes."""
+    path, record = folder / SESSION_FILE, _Record()
     try:
-        return read_json(folder / SESSION_FILE, _Record) or _Record()
+        parts = read_json(path, dict[str, Any]) or {}
     except ValueError as error:
         notes.append(f"not used: {error}")
-        return _Record()
+        return record
+    for field in msgspec.structs.fields(_Record):
+        if field.name in parts:
+            try:
+                setattr(record, field.name, msgspec.convert(parts[field.name], field.type))
+            except msgspec.ValidationError as error:
+                notes.append(f"{field.name} of {path} not used: {error}")
+    return record
