@@ -41,7 +41,10 @@ def on_cluster(jobs: Sequence[Job], address: str | None, workers: int, tell: Cal
 def _client(address: str | None, workers: int, held: ExitStack) -> distributed.Client:
     if address is None:
         cluster = distributed.LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",  # None would mean: port 8787, of every interface
+            silence_logs=logging.ERROR,
         )
         return distributed.Client(held.enter_context(cluster))
     try:
