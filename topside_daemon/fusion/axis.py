@@ -36,7 +36,7 @@ class Axis:
             epoch: packed(timeline.courses(side, epoch, *Stamps(index, kernel, *rows).ends()))
             for epoch, rows in index.ranges().items()
         }
-        self._room = Placed.room(0)
+        self._rooms = [Placed.room(0), Placed.room(0)]
         self.first_ns: int | None = None
         self.last_ns: int | None = None
         rhythm = self._listen()
@@ -47,7 +47,7 @@ class Axis:
         self.rhythm = rhythm
 
     def times(self, block: Block) -> Column:
-        """Of one of its blocks; valid until it is asked again."""
+        """Of one of its blocks; valid until two more have been asked for."""
         return self._place(block, everything=False).time
 
     def place(self, block: Block) -> Placed:
@@ -55,10 +55,11 @@ class Axis:
         return self._place(block, everything=True)
 
     def _place(self, block: Block, everything: bool) -> Placed:
-        rows = len(block.at)
-        if rows > len(self._room.time):
-            self._room = Placed.room(rows)
-        placed = self._room.beginning(rows)
+        rows, room = len(block.at), self._rooms.pop(0)
+        if rows > len(room.time):
+            room = Placed.room(rows)
+        self._rooms.append(room)
+        placed = room.beginning(rows)
         self._kernel.place(block.at, block.utc, block.moved, self._tables[block.epoch], placed, everything)
         return placed
 

@@ -2,6 +2,9 @@
 
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from typing import TypeVar
 
 from topside_daemon.fusion.axis import Axis
 from topside_daemon.fusion.columns import (
@@ -20,6 +23,8 @@ from topside_daemon.fusion.kernel import Kernel
 from topside_daemon.fusion.spill import Spill
 from topside_daemon.fusion.stock import Stock
 from topside_daemon.fusion.texts import Texts
+
+T = TypeVar("T")
 
 
 def pair(kernel: Kernel, inwater: Axis, surface: Axis, tolerance_ns: int, scratch: Spill) -> Pairing:
@@ -90,6 +95,15 @@ class _Window:
         return Side(self.first, *columns, self._text.view, self._text_from, taken)
 
 
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; while one is in use, the next is made."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, items, None)
+            yield item
+
+
 class Weaver:
     """The rows of the table, in order; totals and distances (of pairs, ns) are those of what has been given
     out."""
@@ -114,14 +128,9 @@ class Weaver:
         Args:
             reach_ns: how much later than its in-water reading a partner may be.
         """
-        cursor, window, text = Cursor(), _Window(self._kernel, self._surface, self._deck), Stock("B")
-        for block in self._inwater.index.blocks():
-            placed = self._inwater.place(block)
-            assert self._under is not None
-            text.clear()
-            start, span = self._under.of(block, text)
+        cursor, window = Cursor(), _Window(self._kernel, self._surface, self._deck)
+        for side, placed in ahead(self._prepared(pairing.inwater)):
             window.reach(placed.time[-1] + reach_ns)
-            side = Side(block.first, placed.time, block.seq, span, text.view, start, pairing.inwater)
             yield from self._some(side, placed, window.side(pairing.surface), False, cursor)
             window.leave(
                 min(cursor.surface - 1, cursor.partner) if not self._options.held else cursor.surface - 1
@@ -135,6 +144,15 @@ class Weaver:
                 break
             window.leave(cursor.surface)
             window.grow()
+
+    def _prepared(self, taken: bytearray) -> Iterator[tuple[Side, Placed]]:
+        """The in-water rows, block by block; each is valid until the one after the next is made."""
+        for block, text in zip(self._inwater.index.blocks(), cycle((Stock("B"), Stock("B")))):
+            placed = self._inwater.place(block)
+            assert self._under is not None
+            text.clear()
+            start, span = self._under.of(block, text)
+            yield Side(block.first, placed.time, block.seq, span, text.view, start, taken), placed
 
     def _some(
         self, inwater: Side, placed: Placed, surface: Side, final: bool, cursor: Cursor
