@@ -72,6 +72,7 @@ def test_a_folder_is_searched_for_sessions(tmp_path: Path) -> None:
     single = next((tmp_path / "old" / "mission" / "session_2025").glob("in-water_*"))
     shutil.copytree(single, tmp_path / "older" / "mission" / "5f1d")
     shutil.copytree(single, tmp_path / "older" / "mission" / "surface_77")
+    KINDS["constant"].write(tmp_path / "older" / "mission" / "session_2024")
     for name in ("11111111", "22222222"):
         shutil.copytree(data / "reef-0" / "session_000" / "in-water_11111111", tmp_path / "pi" / name)
     (tmp_path / "data" / "loop").symlink_to(tmp_path)
@@ -79,7 +80,8 @@ def test_a_folder_is_searched_for_sessions(tmp_path: Path) -> None:
     places = [str(one.path.relative_to(tmp_path)) for one in found]
     assert places == [
         *("data/reef-0/session_000", "data/reef-0/session_002", "data/reef-1/session_001"),
-        *("old/mission/session_2025", "older/mission", "pi/11111111", "pi/22222222"),
+        *("old/mission/session_2025", "older/mission"),
+        *("older/mission/session_2024", "pi/11111111", "pi/22222222"),
     ]
     assert [line.partition(": ")[2] for line in missing] == [
         "no such folder: give the folder of a session, or a folder of sessions"

@@ -19,8 +19,8 @@ class Found(NamedTuple):
 
 
 def find_sessions(given: Sequence[str]) -> tuple[list[Found], list[str]]:
-    """Every session in these folders, or in those that fit a pattern, once each; a folder is one session if
-    it looks like one, else those are meant that lie in it. And a line for each of *given* that holds none."""
+    """Every session in these folders, or in those that fit a pattern, once each: itself, if it looks like
+    one, and those that lie in it. And a line for each of *given* that holds none."""
     found: dict[Path, Found] = {}
     missing: list[str] = []
     for text in given:
@@ -54,12 +54,13 @@ def _folders(text: str) -> list[Path]:
 
 
 def _within(folder: Path, deepest: int) -> Iterator[Path]:
-    if is_session(folder):
+    itself = is_session(folder)  # in a mission of the old Cockpit later sessions may lie beside its first ones
+    if itself:
         yield folder
-        return
     entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     for entry in entries if deepest else ():
         if chunk_files(entry):
-            yield entry
+            if not itself:
+                yield entry
         elif not entry.is_symlink():  # which may lead back here
             yield from _within(entry, deepest - 1)
