@@ -234,3 +234,26 @@ def test_set_up_replaces_a_half_made_environment_runs_once_and_shows_why_it_fail
     assert (again.stdout, again.stderr, again.returncode) == ("", "", 0)
     assert "nothing==1" in failed.stderr
     assert failed.returncode != 0
+
+
+def test_a_wheel_holds_the_daemons_and_their_kernel(tmp_path: Path) -> None:
+    """Built as a user would, installed somewhere else, and run from there; nothing but the packages is in
+    it."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    quiet = ["--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "wheel", *quiet, "--wheel-dir", tmp_path, ROOT], check=True)
+    [wheel] = tmp_path.glob("qsensor_sync-*.whl")
+    place = tmp_path / "site"
+    subprocess.run([*pip, "install", *quiet, "--target", place, wheel], check=True)
+    packages = {one.name for one in place.iterdir() if not one.name.endswith(".dist-info")}
+    assert packages == {"common", "pi_daemon", "topside_daemon"}
+    library = place / "topside_daemon" / "fusion" / "kernel" / "kernel.so"
+    assert library.exists() == ("none-any" not in wheel.name) == (shutil.which("cc") is not None)
+    script = (
+        "from topside_daemon.fusion.kernel import choose_kernel; import common; "
+        "print(choose_kernel().name, common.__file__)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script], cwd=place, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert said == ["compiled" if library.exists() else "numpy", str(place / "common" / "__init__.py")]

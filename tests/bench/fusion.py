@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tests.bench.measuring import Cost, run
 from tests.bench.recordings import OFFSET_NS, SKEW_PPM, Kind, write_recording
 from tests.sim import UTC_0
+from topside_daemon.fusion.kernel import choose_kernel
 
 TOLERANCE_MS = 50
 WARM, LARGE = 1, 10_000_000
@@ -48,6 +49,9 @@ def installed() -> list[Program]:
     """Those that can run here; tells of the others."""
     found = [one for one in PROGRAMS if not one.needs or importlib.util.find_spec(one.needs)]
     absent = sorted({one.needs for one in PROGRAMS} - {one.needs for one in found})
+    if choose_kernel().name != "compiled":
+        found = [one for one in found if one.name != OURS]
+        print("no compiled kernel here (a C compiler and `make dev` build it)")
     if absent:
         print(f"not installed: {', '.join(absent)} (`make peers` installs them)")
     return found

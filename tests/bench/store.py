@@ -79,7 +79,7 @@ def seals(place: Path, most: int) -> None:
     store, first_us = ChunkStore(place, "bench", "", 15.0), 0.0
     for upto in (SEALS, most // 4, most):
         costs: list[int] = []
-        while len(store.chunks) < upto:
+        while len(store.chunks) < upto or len(costs) < SEALS:
             row = readings(len(store.chunks), 1)[0]
             store.append([encode_row(row)], [row.seq], row.mono_ns)
             begun_ns = time.process_time_ns()
@@ -88,7 +88,7 @@ def seals(place: Path, most: int) -> None:
         cost_us, usual_us = fmean(costs[-SEALS:]) / 1e3, median(costs[-SEALS:]) / 1e3
         first_us = first_us or cost_us
         print(
-            f"  at {upto:5d} chunks: {cost_us:6.0f} us of CPU a seal, usually {usual_us:.0f}, "
+            f"  at {len(store.chunks):5d} chunks: {cost_us:6.0f} us of CPU a seal, usually {usual_us:.0f}, "
             f"x {cost_us / first_us:.2f}",
             flush=True,
         )

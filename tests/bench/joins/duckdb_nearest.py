@@ -30,13 +30,14 @@ def run(given: Task) -> None:
     for name, query in tables.items():
         base.execute(f"CREATE TEMP TABLE {name} AS {query}")
     far = given.tolerance_ms * 1000
+    kept = ", ".join(f"inwater.{name} AS inwater_{name}" for name in COLUMNS)
     picked = ", ".join(
         f"CASE WHEN pick THEN before.{name} ELSE after.{name} END AS surface_{name}"
         for name in ("t", *COLUMNS)
     )
     base.execute(
         f"""COPY (
-            SELECT inwater.* EXCLUDE (before, after, pick), {picked} FROM (
+            SELECT inwater.t, {kept}, {picked} FROM (
                 SELECT inwater.*,
                     CASE WHEN epoch_us(inwater.t) - epoch_us(before.t) <= {far} THEN before END AS before,
                     CASE WHEN epoch_us(after.t) - epoch_us(inwater.t) <= {far} THEN after END AS after,
