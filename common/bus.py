@@ -8,10 +8,12 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
+from zmq.auth.thread import ThreadAuthenticator
 
+from common.keys import KeyPair, Keyring
 from common.messages import to_json
 from common.service import ConfigError, split_address
 
@@ -36,16 +38,20 @@ STATUS = "qsensor/status"
 class Publisher:
     """Sends without ever waiting: what a slow subscriber cannot take is lost to that subscriber."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, keyring: Keyring | None = None) -> None:
         """Bind *address* (`tcp://HOST:PORT`, port 0 for any free one).
 
+        Args:
+            keyring: whose partners are sent to, encrypted, and nobody else; None: everybody.
+
         Raises:
-            ConfigError: it cannot be bound.
+            ConfigError: it cannot be bound, or the keys cannot be had.
         """
         if not address.startswith("tcp://"):
             raise ConfigError(f"cannot publish on {address!r}: give --bus tcp://HOST:PORT")
         split_address(address)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._doorkeeper: ThreadAuthenticator | None = None
         self._socket = self._context.socket(zmq.PUB)
         self._socket.set(zmq.SNDHWM, QUEUE_MESSAGES)
         self._socket.set(zmq.LINGER, 0)
@@ -53,13 +59,28 @@ class Publisher:
         self._socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         self._socket.set(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+        self.key = None if keyring is None else self._lock(keyring)
         try:
             self._socket.bind(address)
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)
+            self._end()
             reason = f"cannot publish on {address}: {error.strerror}: choose another --bus"
             raise ConfigError(reason) from None
         self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+    def _lock(self, keyring: Keyring) -> str:
+        """Speak to partners only; returns the public key that they must know."""
+        try:
+            own = keyring.key_pair()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"the keys cannot be had: {error}: look at the folder keys") from None
+        self._socket.curve_publickey = own.public.encode("ascii")
+        self._socket.curve_secretkey = own.secret.encode("ascii")
+        self._socket.curve_server = True
+        self._doorkeeper = ThreadAuthenticator(self._context)
+        self._doorkeeper.start()
+        self._doorkeeper.configure_curve_callback("*", _Partners(keyring))
+        return own.public
 
     @property
     def port(self) -> int:
@@ -71,7 +92,29 @@ class Publisher:
         self._socket.send_multipart([topic.encode("ascii"), to_json(record), seconds], zmq.DONTWAIT)
 
     def close(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        if self._doorkeeper is not None:
+            self._doorkeeper.stop()
         self._context.destroy(linger=0)
+
+
+class _Partners:
+    """As ZeroMQ's authenticator asks."""
+
+    def __init__(self, keyring: Keyring) -> None:
+        self._keyring = keyring
+
+    def callback(self, _domain: str, key: bytes) -> bool:
+        return self._keyring.knows_key(key.decode("ascii"))
+
+
+class BusKeys(NamedTuple):
+    """own: the subscriber's; theirs: the publisher's public key."""
+
+    own: KeyPair
+    theirs: str
 
 
 class Subscriber:
@@ -87,20 +130,26 @@ class Subscriber:
         topics: list[str],
         receive: Callable[[str, bytes], None],
         silent_s: float = SILENT_S,
+        keys: BusKeys | None = None,
     ) -> None:
-        """Connect; and connect anew whenever nothing at all was heard for *silent_s*."""
+        """Connect; and connect anew whenever nothing at all was heard for *silent_s*.
+
+        Args:
+            keys: for a publisher that speaks to partners only.
+        """
         self.malformed = 0
         self._address = address
         self._topics = topics
         self._receive = receive
         self._silent_s = silent_s
+        self._keys = keys
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._closed = False
         self._connect()
 
     def _connect(self) -> None:
-        self._socket = connect(self._context, self._address, self._topics)
+        self._socket = connect(self._context, self._address, self._topics, self._keys)
         self._fd = int(self._socket.get(zmq.FD))
         self._heard = False
         self._loop.add_reader(self._fd, self._drain)
@@ -143,10 +192,14 @@ class Subscriber:
 
 
 def connect(
-    context: "zmq.Context[zmq.Socket[bytes]]", address: str, topics: list[str]
+    context: "zmq.Context[zmq.Socket[bytes]]", address: str, topics: list[str], keys: BusKeys | None = None
 ) -> "zmq.Socket[bytes]":
     """A SUB socket that recovers fast from cuts and cannot be flooded by one huge frame."""
     socket = context.socket(zmq.SUB)
+    if keys is not None:
+        socket.curve_publickey = keys.own.public.encode("ascii")
+        socket.curve_secretkey = keys.own.secret.encode("ascii")
+        socket.curve_serverkey = keys.theirs.encode("ascii")
     socket.set(zmq.RCVHWM, QUEUE_MESSAGES)
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES)

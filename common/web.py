@@ -1,15 +1,21 @@
-"""HTTP as both daemons serve it: typed bodies in, JSON out, every refusal `{"detail": "..."}`."""
+"""HTTP as both daemons serve it: typed questions in, JSON out, every refusal `{"detail": "..."}`.
+
+A call is a function. Its parameter `query` is read from the query string, `body` from the JSON body, and what
+it returns is the JSON of the answer; the documentation of the calls is made from the same types.
+"""
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
+from msgspec import Struct
 
 from common.files import is_full, why
-from common.messages import UNDECODABLE, to_json
+from common.messages import UNDECODABLE, Stamp, to_json
 from common.service import ConfigError, split_address
 
 log = logging.getLogger(__name__)
@@ -21,6 +27,12 @@ BODY_BYTES = 16_384  # the largest body we accept is a few hundred
 BODY_S = 5.0  # for a body to come in
 KEEPALIVE_S, LINGER_S = 15.0, 2.0
 SHUTDOWN_S = 0.5
+CONNECTIONS = 64  # at once; a vehicle has a handful of clients
+STALLED_MS = 30_000  # for a peer that takes nothing of what it asked for
+BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+    b'{"detail":"too many connections: close some of them"}'
+)
 
 
 class Refused(Exception):
@@ -29,6 +41,36 @@ class Refused(Exception):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status = status
+
+
+class Doorkeeper(Protocol):
+    """Who may ask what."""
+
+    def admit(self, request: web.Request, public: bool) -> str | None:
+        """Let a request in; returns the foreign origin that is allowed to see the answer, if it has one.
+
+        Args:
+            public: the call is for everybody.
+
+        Raises:
+            Refused: it stays out.
+        """
+
+
+class Call(Struct, frozen=True):
+    """One call as it is documented. public: asked without a token.
+
+    query, body, gives: types; gives is None for what is no JSON, and then kind says what it is.
+    """
+
+    method: str
+    path: str
+    meaning: str
+    query: Any = None
+    body: Any = None
+    gives: Any = None
+    kind: str = "application/json"
+    public: bool = False
 
 
 def answer(record: Any, status: int = 200) -> web.Response:
@@ -42,6 +84,8 @@ async def body(request: web.Request, kind: type[T]) -> T:
     Raises:
         Refused: 422, naming the field.
     """
+    if hdrs.CONTENT_ENCODING in request.headers:
+        raise Refused(415, "body: send it as it is, without Content-Encoding")
     try:
         async with asyncio.timeout(BODY_S):
             content = await request.read()
@@ -67,41 +111,91 @@ def query(request: web.Request, kind: type[T]) -> T:
         raise Refused(422, f"query: {error}") from None
 
 
-@web.middleware
-async def _say_why(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except Refused as refused:
-        return answer({"detail": str(refused)}, refused.status)
-    except web.HTTPRequestEntityTooLarge:
-        return answer({"detail": f"body: larger than {BODY_BYTES} bytes"}, 413)
-    except web.HTTPException as error:
-        refusal = answer({"detail": error.reason}, error.status)
-        if "Allow" in error.headers:
-            refusal.headers["Allow"] = error.headers["Allow"]
-        return refusal
-    except ConnectionError:
-        raise  # the caller is gone
-    except OSError as error:
-        log.error("%s %s: %s", request.method, request.path, error)
-        return answer({"detail": why(error)}, 507 if is_full(error) else 503)
-    except Exception:  # our bug costs its own request only, and is logged
-        log.exception("%s %s", request.method, request.path)
-        return answer({"detail": "our bug: the log says more"}, 500)
-
-
 class Site:
-    """One listening address with its routes."""
+    """One listening address with its calls."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, doorkeeper: Doorkeeper | None = None, stamp: Callable[[], Stamp] | None = None
+    ) -> None:
+        """
+        Args:
+            doorkeeper: None lets everybody in.
+            stamp: reads the clock for calls with a parameter `received`, before their body is waited for.
+        """
+        self.calls: list[Call] = []
+        self.app = web.Application(middlewares=[self._serve], client_max_size=BODY_BYTES)
+        self._doorkeeper = doorkeeper
+        self._stamp = stamp
+        self._public: set[str] = set()
         self._runner: web.AppRunner | None = None
-        self.app = web.Application(middlewares=[_say_why], client_max_size=BODY_BYTES)
+        self._server: asyncio.Server | None = None
 
-    def get(self, path: str, handler: Handler) -> None:
-        self.app.router.add_get(path, handler)
+    def get(self, path: str, function: Callable[..., Awaitable[Any]], public: bool = False) -> None:
+        self._add("GET", path, function, public)
 
-    def post(self, path: str, handler: Handler) -> None:
-        self.app.router.add_post(path, handler)
+    def post(self, path: str, function: Callable[..., Awaitable[Any]], public: bool = False) -> None:
+        self._add("POST", path, function, public)
+
+    def _add(self, method: str, path: str, function: Callable[..., Awaitable[Any]], public: bool) -> None:
+        types = get_type_hints(function)
+        asks, takes, gives = types.get("query"), types.get("body"), types["return"]
+        stamp = self._stamp if "received" in types else None
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            given: dict[str, Any] = {}
+            if stamp is not None:
+                given["received"] = stamp()
+            if asks is not None:
+                given["query"] = query(request, asks)
+            if takes is not None:
+                given["body"] = await body(request, takes)
+            return answer(await function(**given))
+
+        self.calls.append(Call(method, path, _meaning(function), asks, takes, gives, public=public))
+        self._route(method, path, handler, public)
+
+    def serve(self, path: str, handler: Handler, kind: str, public: bool = False, shown: bool = True) -> None:
+        """A call that answers with something else than JSON, of this media type. shown: is documented."""
+        if shown:
+            self.calls.append(Call("GET", path, _meaning(handler), kind=kind, public=public))
+        self._route("GET", path, handler, public)
+
+    def _route(self, method: str, path: str, handler: Handler, public: bool) -> None:
+        self.app.router.add_route(method, path, handler)
+        if public:
+            self._public.add(path)
+
+    @web.middleware
+    async def _serve(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        origin = None
+        try:
+            if self._doorkeeper is not None:
+                resource = request.match_info.route.resource
+                public = resource is not None and resource.canonical in self._public
+                origin = self._doorkeeper.admit(request, public)
+            response = _preflight() if origin and request.method == "OPTIONS" else await handler(request)
+        except Refused as refused:
+            response = answer({"detail": str(refused)}, refused.status)
+            if refused.status == 401:
+                response.headers["WWW-Authenticate"] = "Bearer"
+        except web.HTTPRequestEntityTooLarge:
+            response = answer({"detail": f"body: larger than {BODY_BYTES} bytes"}, 413)
+        except web.HTTPException as error:
+            response = answer({"detail": error.reason}, error.status)
+            if "Allow" in error.headers:
+                response.headers["Allow"] = error.headers["Allow"]
+        except ConnectionError:
+            raise  # the caller is gone
+        except OSError as error:
+            log.error("%s %s: %s", request.method, request.path, error)
+            response = answer({"detail": why(error)}, 507 if is_full(error) else 503)
+        except Exception:  # our bug costs its own request only, and is logged
+            log.exception("%s %s", request.method, request.path)
+            response = answer({"detail": "our bug: the log says more"}, 500)
+        if origin and not response.prepared:
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Vary"] = "Origin"
+        return response
 
     async def listen(self, address: str) -> None:
         """Serve on HOST:PORT until `close`.
@@ -110,22 +204,55 @@ class Site:
             ConfigError: the address cannot be had.
         """
         host, port = split_address(address)
-        runner = self._runner = web.AppRunner(
+        self._runner = web.AppRunner(
             self.app,
             access_log=None,
             keepalive_timeout=KEEPALIVE_S,
             lingering_time=LINGER_S,
             shutdown_timeout=SHUTDOWN_S,
         )
-        await runner.setup()
+        await self._runner.setup()
         try:
-            await web.TCPSite(runner, host, port).start()
+            self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
         except OSError as error:
             raise ConfigError(
                 f"cannot serve http on {address}: {error.strerror}: choose another --http"
             ) from None
+        for listening in self._server.sockets:
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # those that are accepted have it too
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
         log.info("http on %s", address)
 
+    def _accept(self) -> asyncio.BaseProtocol:
+        assert self._runner is not None and self._runner.server is not None
+        return self._runner.server() if len(self._runner.server.connections) < CONNECTIONS else _Busy()
+
     async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
+
+
+class _Busy(asyncio.Protocol):
+    """Sends a connection away."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(BUSY)
+        transport.close()
+
+
+def _meaning(function: Callable[..., Any]) -> str:
+    return " ".join((function.__doc__ or "").split())
+
+
+def _preflight() -> web.Response:
+    return web.Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Allow-Headers": "Authorization, Content-Type, Range",
+            "Access-Control-Max-Age": "600",
+        },
+    )

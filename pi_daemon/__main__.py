@@ -3,10 +3,13 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
-from common.service import serve
+from common.guard import Security
+from common.service import EXIT_CONFIG, ConfigError, load_config, serve
 from pi_daemon.config import Config
 from pi_daemon.daemon import Daemon
+from pi_daemon.pairing import add_pair_flags, pair
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,7 +22,15 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--http", metavar="HOST:PORT", help="default 127.0.0.1:9150")
     flags.add_argument("--bus", metavar="tcp://HOST:PORT", help="default tcp://127.0.0.1:9151")
     flags.add_argument("--time", metavar="HOST:PORT", help="udp; default two above the http port")
+    flags.add_argument(
+        "--security",
+        choices=get_args(Security),
+        help="who may ask: this machine only, whoever is paired, or everybody on the network; default local",
+    )
     flags.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    commands = flags.add_subparsers(dest="command", title="instead of running")
+    text = "show a code for one topside to be paired with, or who is paired"
+    add_pair_flags(commands.add_parser("pair", help=text, description=text))
     return flags
 
 
@@ -32,8 +43,15 @@ def main(arguments: list[str] | None = None) -> int:
         "http": options.http,
         "bus": options.bus,
         "time": options.time,
+        "security": options.security,
         "log_level": options.log_level,
     }
+    if options.command == "pair":
+        try:
+            return pair(options, load_config(options.config, Config, overrides))
+        except ConfigError as error:
+            print(error, file=sys.stderr)
+            return EXIT_CONFIG
     return serve(options.config, Config, overrides, Daemon)
 
 

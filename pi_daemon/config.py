@@ -4,6 +4,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from common.guard import Security
 from common.instrument import SerialSettings
 from common.service import DaemonConfig
 
@@ -40,6 +41,12 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     bus: str = "tcp://127.0.0.1:9151"
     time: str | None = None
     """HOST:PORT of the UDP time responder; None: two above the HTTP port, or any free one."""
+    security: Security = "local"
+    """Who may ask: only this machine, whoever is paired, or everybody on the network (for the old client)."""
+    hosts: tuple[str, ...] = ()
+    """Names this Pi is asked by, besides its addresses and its own name."""
+    origins: tuple[str, ...] = ()
+    """Web pages of other hosts that may ask, for example http://blueos.local."""
     serial: SerialSettings = SerialSettings()
     recording: Recording = Recording()
     simulation: Simulation = Simulation()

@@ -4,14 +4,18 @@ import asyncio
 from itertools import count
 from pathlib import Path
 
+from msgspec import structs
+
 from common.announcer import Announcer
 from common.bus import INWATER, Publisher
 from common.clock import Clock, ClockWatch, SkewedClock, SystemClock, machine_id
+from common.guard import check_exposure, is_loopback, of_interface
 from common.instrument import Arrival, Instrument
+from common.keys import Keyring
 from common.metrics import Metric, counts, stream_metrics
 from common.room import RoomWatch
 from common.service import ConfigError, Pulse, Supervisor, notify, split_address, take_folder, watchdog
-from pi_daemon.api import Api
+from pi_daemon.api import Api, Setting
 from pi_daemon.config import Config
 from pi_daemon.sessions import Sessions
 from pi_daemon.timeserver import TimeServer
@@ -29,18 +33,33 @@ class Daemon:
 
         Raises:
             FolderInUse: another daemon has the data folder.
-            ConfigError: the folder or the bus address cannot be had.
+            ConfigError: the folder or the bus address cannot be had, or may not, for security's sake.
         """
+        config = structs.replace(
+            config,
+            http=of_interface(config.http),
+            bus=of_interface(config.bus),
+            time=config.time and of_interface(config.time),
+        )
+        check_exposure(config.security, http=config.http, bus=config.bus, time=config.time)
+        data = Path(config.data)
         self._config = config
         self._supervisor = supervisor
         self._clock = _clock(config)
-        self._lock = take_folder(Path(config.data))
-        self._publisher = Publisher(config.bus)
+        self._lock = take_folder(data)
+        self._keyring = None if config.security == "local" else Keyring(data, self._clock)
+        self._publisher = Publisher(config.bus, self._bus_keys())
         self._announcer = Announcer(self._publisher, INWATER, self._clock)
         self._instrument = Instrument(config.serial, self._clock, self._take, self._note, self._may_interrupt)
         self._sessions = Sessions(config, self._clock, self._announcer, supervisor, self._instrument)
 
+    def _bus_keys(self) -> Keyring | None:
+        """Old clients have no use for the bus, so that it is never open to the network."""
+        opened = self._config.security == "legacy-lan" and is_loopback(split_address(self._config.bus)[0])
+        return None if opened else self._keyring
+
     def _take(self, arrival: Arrival) -> None:
+        self._api.show(arrival)
         self._sessions.take(arrival)
 
     def _may_interrupt(self) -> bool:
@@ -54,19 +73,30 @@ class Daemon:
         self._time = await self._serve_time()
         # A clock that is wrong on purpose is not to be recognised another day.
         machine = None if self._config.simulation.active else machine_id()
-        ports = self._time.port, self._publisher.port
-        self._site = Api(self._sessions, self._instrument, self._clock, *ports, machine, self._measure).site
+        config = self._config
+        setting = Setting(
+            security=config.security,
+            hosts=config.hosts,
+            origins=config.origins,
+            keyring=self._keyring,
+            bus_key=self._publisher.key,
+            time_port=self._time.port,
+            bus_port=self._publisher.port,
+            machine_id=machine,
+            measure=self._measure,
+        )
+        self._api = Api(self._sessions, self._instrument, self._clock, setting)
         try:
             await self._supervisor.run(self._begin)
         finally:
-            await self._site.close()
+            await self._api.site.close()
             self._time.close()
             self._publisher.close()
             self._lock.close()
 
     async def _begin(self) -> None:
         await self._sessions.resume()
-        await self._site.listen(self._config.http)
+        await self._api.site.listen(self._config.http)
         self._supervisor.keep("instrument", self._instrument.run())
         self._supervisor.keep("status", self._tell_status())
         self._supervisor.keep("watchdog", watchdog(self._pulse().beats))

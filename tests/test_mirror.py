@@ -46,7 +46,7 @@ class PiSide:
 
     async def run(self, ready: asyncio.Event) -> None:
         """Serve until stopped; resumes the recording whose folder is there."""
-        api = Api(self.sessions, self._instrument, self.clock, 0, 0)
+        api = Api(self.sessions, self._instrument, self.clock)
 
         async def begin() -> None:
             await self.sessions.resume()

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 import aiohttp
 import pytest
 import pytest_asyncio
-from aiohttp import web
 from msgspec import Meta, Struct
 
 from common.service import ConfigError
-from common.web import BODY_BYTES, Refused, Site, answer, body, query
+from common.web import BODY_BYTES, Refused, Site
 
 
 class Wish(Struct):
@@ -20,27 +19,27 @@ class Wish(Struct):
     count: Annotated[int, Meta(ge=0)] = 0
 
 
-async def take(request: web.Request) -> web.Response:
-    return answer(await body(request, Wish))
+async def take(body: Wish) -> Wish:
+    return body
 
 
-async def look(request: web.Request) -> web.Response:
-    return answer(query(request, Wish))
+async def look(query: Wish) -> Wish:
+    return query
 
 
-async def refuse(_request: web.Request) -> web.Response:
+async def refuse() -> Wish:
     raise Refused(409, "already recording: stop it first")
 
 
-async def fail(_request: web.Request) -> web.Response:
+async def fail() -> Wish:
     raise ZeroDivisionError
 
 
-async def full(_request: web.Request) -> web.Response:
+async def full() -> Wish:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-async def broken(_request: web.Request) -> web.Response:
+async def broken() -> Wish:
     raise OSError(errno.EIO, "Input/output error")
 
 

@@ -12,6 +12,7 @@ from common.service import EXIT_LOSS, serve
 from topside_daemon.config import Config
 from topside_daemon.daemon import Daemon
 from topside_daemon.demo import add_demo_flags, demo
+from topside_daemon.pairing import add_pair_flags, pair
 from topside_daemon.pull import add_pull_flags, pull
 from topside_daemon.words import session_text, status_text
 
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--data", metavar="DIR", help="where sessions are kept")
     top.add_argument("--http", metavar="HOST:PORT", help="default 127.0.0.1:9160")
     top.add_argument("--bus", metavar="tcp://HOST:PORT", help="default tcp://127.0.0.1:9161")
+    top.add_argument("--security", choices=("local", "legacy-lan"), help="who may ask; default local")
     top.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
     commands = top.add_subparsers(dest="command", title="talk to the running daemon, or show what it does")
     for name, text in (
@@ -56,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("label", help="what happened")
     text = "complete and prove the copy of one recording of the Pi"
     add_pull_flags(commands.add_parser("pull", help=text, description=text))
+    text = "be let in by a Pi, once, with the code that it shows"
+    add_pair_flags(commands.add_parser("pair", help=text, description=text))
     add_demo_flags(commands.add_parser("demo", help="both daemons and two simulated sensors in one go"))
     return top
 
@@ -66,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         return demo(options)
     if options.command == "pull":
         return pull(options)
+    if options.command == "pair":
+        return pair(options, Path(options.data or Config().data))
     if options.command is not None:
         return asyncio.run(_talk(options))
     overrides = {
@@ -75,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
         "data": options.data,
         "http": options.http,
         "bus": options.bus,
+        "security": options.security,
         "log_level": options.log_level,
     }
     return serve(options.config, Config, overrides, Daemon)

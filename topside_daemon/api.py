@@ -5,8 +5,11 @@ from typing import Annotated, Any, Protocol
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from common import VERSION
+from common.guard import Guard
 from common.metrics import Metric, exposition
-from common.web import Site, answer, body
+from common.openapi import document
+from common.web import Site, answer
 
 
 class StartRequest(Struct):
@@ -34,27 +37,39 @@ class Deckhand(Protocol):
 class Api:
     """Routes and their answers; holds no state of its own."""
 
-    def __init__(self, deckhand: Deckhand) -> None:
+    def __init__(self, deckhand: Deckhand, guard: Guard) -> None:
         self._deckhand = deckhand
-        self.site = Site()
-        self.site.get("/", self.status)
-        self.site.get("/status", self.status)
-        self.site.get("/metrics", self.metrics)
-        self.site.post("/session/start", self.start)
-        self.site.post("/session/stop", self.stop)
-        self.site.post("/session/mark", self.mark)
+        self.site = site = Site(guard)
+        site.get("/", self.status)
+        site.get("/status", self.status)
+        site.serve("/metrics", self.metrics, "text/plain")
+        site.post("/session/start", self.start)
+        site.post("/session/stop", self.stop)
+        site.post("/session/mark", self.mark)
+        site.serve("/openapi.json", self.openapi, "application/json", shown=False)
+        meaning = "The topside daemon: sessions, markers, and where everything stands."
+        self._document = document(site.calls, "Q-Sensor topside", VERSION, meaning)
 
-    async def start(self, request: web.Request) -> web.Response:
-        return answer(await self._deckhand.start((await body(request, StartRequest)).mission))
+    async def start(self, body: StartRequest) -> dict[str, Any]:
+        """Begin a session."""
+        return await self._deckhand.start(body.mission)
 
-    async def stop(self, request: web.Request) -> web.Response:
-        return answer(await self._deckhand.stop())
+    async def stop(self) -> dict[str, Any]:
+        """End the session; answers when both sides agree, or it is clear why they cannot."""
+        return await self._deckhand.stop()
 
-    async def mark(self, request: web.Request) -> web.Response:
-        return answer(await self._deckhand.mark((await body(request, MarkRequest)).label))
+    async def mark(self, body: MarkRequest) -> dict[str, Any]:
+        """Write a labelled marker into both records, or into the one that can be reached."""
+        return await self._deckhand.mark(body.label)
 
-    async def status(self, _request: web.Request) -> web.Response:
-        return answer(self._deckhand.status())
+    async def status(self) -> dict[str, Any]:
+        """Where everything stands."""
+        return self._deckhand.status()
 
     async def metrics(self, _request: web.Request) -> web.Response:
+        """Counters and gauges for Prometheus."""
         return exposition(self._deckhand.metrics())
+
+    async def openapi(self, _request: web.Request) -> web.Response:
+        """These calls, for programs."""
+        return answer(self._document)

@@ -1,6 +1,6 @@
 """What an operator may turn topside. Every key of the TOML file is a field here."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -42,6 +42,12 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     bus: str = "tcp://127.0.0.1:9161"
     pi: str | None = None
     """URL of the Pi daemon, for example http://192.168.2.2:9150; None: no in-water sensor."""
+    security: Literal["local", "legacy-lan"] = "local"
+    """Who may ask this daemon: only this machine, or everybody on the network."""
+    hosts: tuple[str, ...] = ()
+    """Names this machine is asked by, besides its addresses and its own name."""
+    origins: tuple[str, ...] = ()
+    """Web pages of other hosts that may ask, for example http://cockpit.local."""
     serial: SerialSettings = SerialSettings()
     """The surface sensor; without a port there is none."""
     markers: Markers = Markers()

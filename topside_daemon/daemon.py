@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from common.announcer import Announcer
 from common.bus import STATUS, SURFACE, Publisher
 from common.clock import ClockWatch, SystemClock, machine_id
 from common.disk import Disk
 from common.files import read_json, why
+from common.guard import Guard, check_exposure, of_interface
 from common.instrument import Arrival, Instrument
+from common.keys import Wallet
 from common.messages import ChunkFrame, Reading, ReadingFrame, StatusFrame
 from common.metrics import Metric, counts, gauge, stream_metrics
 from common.recorder import RecordingEnded
@@ -50,8 +53,10 @@ class Daemon:
 
         Raises:
             FolderInUse: another daemon has the data folder.
-            ConfigError: the folder or the bus address cannot be had.
+            ConfigError: the folder or the bus address cannot be had, or may not, for security's sake.
         """
+        config = structs.replace(config, http=of_interface(config.http), bus=of_interface(config.bus))
+        check_exposure(config.security, http=config.http, bus=config.bus)
         self._config = config
         self._supervisor = supervisor
         self._clock = SystemClock()
@@ -60,7 +65,7 @@ class Daemon:
         self._publisher = Publisher(config.bus)
         self._live = Live(self._clock, self._publisher)
         self._announcer = _Surface(self._publisher, self._clock, self._live)
-        self._pi = Pi(config.pi, self._clock) if config.pi else None
+        self._pi = Pi(config.pi, self._clock, Wallet(self._folder)) if config.pi else None
         self._instrument: Instrument | None = None
         if config.serial.port is not None:
             self._instrument = Instrument(
@@ -90,7 +95,9 @@ class Daemon:
 
     async def run(self) -> None:
         """Serve until told to stop."""
-        self._site = Api(self).site
+        config = self._config
+        guard = Guard(config.security, self._clock, None, config.hosts, config.origins)
+        self._site = Api(self, guard).site
         if self._pi is not None:
             self._pi.open()
         try:

@@ -12,7 +12,9 @@ import aiohttp
 import msgspec
 from msgspec import Struct, structs
 
+from common.bus import BusKeys
 from common.clock import Clock
+from common.keys import Wallet
 from common.messages import UNDECODABLE, Chunk, Exchange, ExchangeKind, Marker, Stamp
 from common.recording import OpenChunk, Sequel
 from common.rows import parse_utc
@@ -49,6 +51,8 @@ class About(Struct, frozen=True):
     boot_id: str | None = None
     machine_id: str | None = None
     run_id: str | None = None
+    bus_key: str | None = None
+    security: str | None = None
 
 
 class Standing(Struct, frozen=True):
@@ -77,6 +81,13 @@ class Injected(Struct, frozen=True):
     seq: int
 
 
+class Paired(Struct, frozen=True):
+    """What the Pi gives to whom it is paired with."""
+
+    token: str
+    bus_key: str
+
+
 class PiTime(Struct, frozen=True):
     t2_ns: int
     t3_ns: int
@@ -94,8 +105,11 @@ class _Timing(Struct):
 class Pi:
     """One Pi daemon. Use `open` and `close`; calls that are timed have a warm connection of their own."""
 
-    def __init__(self, url: str, clock: Clock) -> None:
+    def __init__(self, url: str, clock: Clock, wallet: Wallet | None = None) -> None:
         """*url* is `http://HOST:PORT`.
+
+        Args:
+            wallet: with what the Pi gave when it was paired, if it was.
 
         Raises:
             ConfigError: it is not.
@@ -110,6 +124,7 @@ class Pi:
         self.host = parts.hostname
         self.machine_id: str | None = None  # what `about` said last of whose crystal the Pi's clock counts
         self._clock = clock
+        self._wallet = wallet
         self._http: aiohttp.ClientSession
         self._timed_http: aiohttp.ClientSession
         self._asker: TimeAsker | None = None
@@ -131,6 +146,22 @@ class Pi:
             self._asker.close()
         await self._http.close()
         await self._timed_http.close()
+
+    @property
+    def _token(self) -> dict[str, str]:
+        """The header that shows who asks."""
+        found = self._wallet and self._wallet.pass_for(self.url)
+        return {"Authorization": f"Bearer {found.token}"} if found else {}
+
+    def bus_keys(self) -> BusKeys | None:
+        """For the bus of a Pi that was paired."""
+        found = self._wallet and self._wallet.pass_for(self.url)
+        return BusKeys(self._wallet.key_pair(), found.bus_key) if self._wallet and found else None
+
+    async def pair(self, code: str, public_key: str, name: str) -> Paired:
+        """Show the Pi its code; returns what it gives for it."""
+        wanted = {"code": code, "public_key": public_key, "name": name}
+        return await self._call("POST", "/pair", Paired, json=wanted)
 
     async def about(self) -> About:
         about = await self._call("GET", "/version", About)
@@ -250,7 +281,10 @@ class Pi:
         """The body of the answer, from byte *first* on if it is a range or can be made one."""
         http = self._http if timing is None else self._timed_http
         try:
-            async with http.request(method, self.url + path, trace_request_ctx=timing, **options) as response:
+            headers = self._token | options.pop("headers", {})
+            async with http.request(
+                method, self.url + path, headers=headers, trace_request_ctx=timing, **options
+            ) as response:
                 if timing is not None:
                     timing.received_ns = self._clock.mono_ns()
                 content = await response.read()

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from common.bus import INWATER, Publisher, Subscriber
+from common.bus import INWATER, BusKeys, Publisher, Subscriber
 from common.clock import Clock
 from common.messages import UNDECODABLE, ChunkFrame, Int64, ReadingFrame, StatusFrame
 from topside_daemon.pi import Pi, PiError
@@ -19,6 +19,11 @@ SILENT_NS = 5_000_000_000  # the Pi speaks every second; after this it is not sh
 BAD_EVERY_NS = 60_000_000_000  # how often bad frames are told of
 PAYLOAD_BYTES = 4096  # the largest that a Pi sends is a few hundred
 CONNECTED = "connected"
+NOT_PAIRED = (
+    'not paired: "python -m pi_daemon pair" on the Pi shows a code, "python -m topside_daemon pair URL CODE" '
+    "takes it"
+)
+NO_KEY = "paired before, but its bus has no key now: if it is the same Pi, remove keys/passes.json here"
 
 News = tuple[str, str, int]
 
@@ -53,7 +58,7 @@ class PiBus:
         self._state = f"{pi.url} has not answered yet"
         self._status: StatusFrame | None = None  # what the Pi said last
         self._subscriber: Subscriber | None = None
-        self._port: int | None = None
+        self._where: tuple[int, BusKeys | None] | None = None
         self._known: tuple[str | None, str | None] | None = None  # boot and run of the Pi that was found
         self._heard_ns = clock.mono_ns()  # when it said anything
         self._told_silent = False
@@ -80,13 +85,18 @@ class PiBus:
             self._known = None
             self._become(str(error))
             return False
-        if about.bus_port is not None and about.bus_port != self._port:
+        keys = self._pi.bus_keys()
+        if (keys is None) != (about.bus_key is None):
+            self._become(NOT_PAIRED if keys is None else NO_KEY)
+            return about.security == "legacy-lan"
+        if about.bus_port is not None and (about.bus_port, keys) != self._where:
             self._count_malformed()
             if self._subscriber is not None:
                 self._subscriber.close()
             address = f"tcp://{self._pi.host}:{about.bus_port}"
-            self._subscriber, self._port = Subscriber(address, [INWATER], self._hear), about.bus_port
-        self._become(CONNECTED if self._port is not None else "an old Pi: it has no bus")
+            self._subscriber = Subscriber(address, [INWATER], self._hear, keys=keys)
+            self._where = about.bus_port, keys
+        self._become(CONNECTED if self._subscriber is not None else "an old Pi: it has no bus")
         return True
 
     def _become(self, state: str) -> None:

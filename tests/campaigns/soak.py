@@ -130,7 +130,7 @@ class Recording:
         heard = Heard(self.folder)
         async with at_work(await Recorder.create(self.folder, new_record(ROLL_S), self.clock, heard)):
             pass
-        site = Api(self.sessions, self._instrument, self.clock, 0, 0).site
+        site = Api(self.sessions, self._instrument, self.clock).site
 
         async def begin() -> None:
             await self.sessions.resume()
