@@ -21,6 +21,7 @@ import zmq
 
 from common.bus import connect
 from tests.campaigns.agreement import agreed, bus_context, conclude, session_faults
+from tests.sim.partners import introduce
 from tests.sim.rig import Daemon, PiDaemon, TopsideDaemon
 from tests.sim.talker import Talker
 
@@ -219,9 +220,10 @@ def tethered(folder: Path, rate_hz: float) -> Iterator[Tether]:
         Talker(folder / "surface", rate_hz) as surface,
     ):
         pi = HousedPi(folder / "pi", serial=str(inwater.link))
-        pi.flags |= {"http": f"0.0.0.0:{pi.http}", "bus": f"tcp://0.0.0.0:{pi.bus}"}
+        pi.flags |= {"http": f"0.0.0.0:{pi.http}", "bus": f"tcp://0.0.0.0:{pi.bus}", "security": "legacy-lan"}
         url = f"http://{PI_ADDRESS}:{pi.http}"
         topside = HousedTopside(folder / "topside", pi=url, serial=str(surface.link))
+        introduce(pi.data, topside.data, url)
         pi.house, topside.house = cable.pi, cable.topside
         with pi, topside:
             pi.wait_streaming()
