@@ -95,6 +95,27 @@ def test_a_folder_is_searched_for_sessions(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root reads everything")
+def test_a_closed_folder_costs_itself_only(tmp_path: Path) -> None:
+    """It is named, and the others are fused; lost+found is nobody's."""
+    data = dives(tmp_path / "data", 2, duration_s=1)
+    for closed in (data / "lost+found", data / "reef-1"):
+        closed.mkdir(exist_ok=True)
+        closed.chmod(0)
+    tame = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    command = [*tame, sys.executable, "-m", "topside_daemon.fusion", data, "--out", tmp_path / "out"]
+    done = subprocess.run([str(one) for one in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.splitlines() == [f"{data / 'reef-1'}: Permission denied: look who may read there"]
+    assert (tmp_path / "out" / "reef-0" / "session_000" / TABLE).exists()
+
+
+def test_no_path_at_all_is_a_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "required: PATH" in capsys.readouterr().err
+
+
 def test_tables_lie_as_their_sessions_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--out holds the same folders; one session alone is written into it; two of one name are refused."""
     data = dives(tmp_path / "data", 3, duration_s=2)

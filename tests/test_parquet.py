@@ -112,5 +112,5 @@ def test_without_its_library_the_cure_is_named(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "topside_daemon.fusion.parquet")
     assert main([str(tmp_path / "s"), "--format", "parquet"]) == 2
-    assert capsys.readouterr().err == "Parquet needs pyarrow: pip install pyarrow\n"
+    assert capsys.readouterr().err == f"Parquet needs pyarrow: {sys.executable} -m pip install pyarrow\n"
     assert sorted(tmp_path.rglob("*")) == before

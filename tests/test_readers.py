@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.chunkstore import ChunkStore, sealed_name
 from common.messages import Marker, Reading, to_json
 from common.rows import encode_marker_row, encode_row, parse_utc
 from tests.sim import HEAD, MS, UTC_0, Machine, S, Sensor, draw_reboots, draw_session, old_row, write_stream
@@ -116,6 +117,39 @@ def test_a_hole_in_the_numbers_is_missing(tmp_path: Path) -> None:
     rows = readings(10)
     write_stream(tmp_path / "s", rows[:4] + rows[6:])
     assert read(tmp_path / "s").inwater.missing == 2
+
+
+def test_a_chunk_that_its_manifest_knows_is_missed(tmp_path: Path) -> None:
+    """A copy that broke off: the numbers it should have are missing, and the chunk is named."""
+    folder = tmp_path / "in-water_a"
+    folder.mkdir()
+    store = ChunkStore(folder, "a", "", 15.0)
+    for reading in draw_session(3, duration_s=2).inwater:
+        store.append([encode_row(reading)], [reading.seq], reading.mono_ns)
+        if reading.seq % 5 == 4:
+            store.seal()
+    store.seal()
+    store.finish()
+    store.close()
+    whole = read(folder).inwater
+    assert (whole.missing, read(folder).notes) == (0, [])
+    for index in (0, len(store.chunks) - 1):
+        (folder / sealed_name(index)).unlink()
+    short = read(folder)
+    assert short.inwater.missing == sum(store.chunks[n].rows for n in (0, -1))
+    assert [note.partition(" ")[0] for note in short.notes] == [
+        sealed_name(0),
+        sealed_name(len(store.chunks) - 1),
+    ]
+
+
+@pytest.mark.parametrize(("role", "side"), [("inwater", "inwater"), ("surface", "surface")])
+def test_a_folder_alone_is_the_sensor_that_its_record_names(tmp_path: Path, role: str, side: str) -> None:
+    write_stream(tmp_path / "copied", draw_session(1, duration_s=1).surface)
+    (tmp_path / "copied" / "session.json").write_bytes(to_json({"role": role}))
+    session = read(tmp_path / "copied")
+    assert getattr(session, side).index.rows > 0
+    assert session.source == "one sensor, ours"
 
 
 def test_markers_are_not_light(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from topside_daemon.fusion.kernel import KernelName
 from topside_daemon.fusion.report import report_text
 from topside_daemon.fusion.sessions import Found, find_sessions
 from topside_daemon.fusion.settings import Mode, Settings
-from topside_daemon.fusion.tables import Format, file_name
+from topside_daemon.fusion.tables import Format, file_name, pip_install
 
 EXIT_INTERRUPTED = 130
 HERE = "here"  # a cluster of this machine's own, instead of an address
@@ -129,7 +129,7 @@ def _spelt_out(arguments: Sequence[str]) -> list[str]:
     """`--dask` without an address may stand before a path; an address has a colon, and is no folder."""
     return [
         f"--dask={HERE}" if one == "--dask" and (":" not in after or Path(after).exists()) else one
-        for one, after in zip(arguments, [*arguments[1:], ""], strict=True)
+        for one, after in zip(arguments, [*arguments, ""][1:], strict=True)
     ]
 
 
@@ -187,7 +187,7 @@ def _done(jobs: Sequence[Job], options: argparse.Namespace) -> Iterator[tuple[in
     """Each job by its number, with what came of it."""
     workers = min(options.jobs or os.cpu_count() or 1, len(jobs))
     if options.dask:
-        cluster = _imported("cluster", "--dask needs distributed: pip install distributed")
+        cluster = _imported("cluster", f"--dask needs distributed: {pip_install('distributed')}")
         address = None if options.dask == HERE else options.dask
         return cluster.on_cluster(jobs, address, workers, _tell)  # type: ignore[no-any-return]
     if (options.jobs or 1) > 1 and len(jobs) > 1:
@@ -257,6 +257,9 @@ class _Account:
         made = ", ".join(str(job.out / file_name(one)) for one in job.formats)
         was = " (unchanged since it was fused last)" if outcome.unchanged else ""
         self._print(f"{job.path} -> {made}{was}\n{report_text(outcome.report)}")
+        for left in get_args(Format):
+            if left not in job.formats and (job.out / file_name(left)).exists():
+                self._print(f"  note: {file_name(left)} there is of an earlier fusion")
 
     def add(self, outcome: Outcome) -> None:
         """Count one, and tell of it if it failed."""

@@ -39,6 +39,7 @@ from topside_daemon.fusion.timeline import ANCHOR_ROWS, Beginning
 SESSION_FILE = "session.json"
 MARKERS_FILE = "markers.jsonl"
 BLOCK_ROWS = 16_384  # of rows that had to be sorted
+ABSENT_SHOWN = 5  # chunks that are not there, by name
 
 
 class SessionError(ValueError):
@@ -105,6 +106,17 @@ class Session(Struct):
     beside: list[Input] = []
 
     @property
+    def source(self) -> str:
+        """What kind of recording this is, in a few words."""
+        streams = [one for one in (self.inwater, self.surface) if one.name]
+        old = any(one.unnumbered for one in streams)
+        ours = any(one.index.rows > one.unnumbered for one in streams)
+        what = "old and ours, mixed" if old and ours else "of the old recorders" if old else "ours"
+        still_open = [one.name for one in streams if one.texts is not None and one.texts.still_open]
+        ends = f"; the last chunk was never sealed in {', '.join(still_open)}" if still_open else ""
+        return f"{'one sensor' if len(streams) == 1 else 'both sensors'}, {what}{ends}"
+
+    @property
     def inputs(self) -> list[Input]:
         """All that was read."""
         texts = [one.texts for one in (self.inwater, self.surface)]
@@ -165,7 +177,15 @@ def is_session(path: Path) -> bool:
     or the only recording of a mission of the old Cockpit."""
     folders = [entry for entry in path.iterdir() if entry.is_dir()]
     named = any(folder.name.startswith(("in-water_", "surface_")) for folder in folders)
-    return named or bool(chunk_files(path)) or sum(bool(chunk_files(folder)) for folder in folders) == 1
+    return named or bool(chunk_files(path)) or sum(map(has_chunks, folders)) == 1
+
+
+def has_chunks(folder: Path) -> bool:
+    """Whether a folder is a recording, as far as one can see."""
+    try:
+        return bool(chunk_files(folder))
+    except PermissionError:
+        return False
 
 
 def _locate(path: Path) -> tuple[Path | None, Path | None]:
@@ -173,12 +193,12 @@ def _locate(path: Path) -> tuple[Path | None, Path | None]:
     if not path.is_dir():
         raise SessionError(f"{path}: no such folder: give the folder of a session")
     if chunk_files(path):
-        return (None, path) if path.name.startswith("surface_") else (path, None)
+        return (None, path) if _is_surface(path) else (path, None)
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
     surface = [folder for folder in folders if folder.name.startswith("surface_")]
     inwater = [folder for folder in folders if folder.name.startswith("in-water_")]
     if not inwater:  # the first generation of the old Cockpit named it by the session alone
-        inwater = [folder for folder in folders if folder not in surface and chunk_files(folder)]
+        inwater = [folder for folder in folders if folder not in surface and has_chunks(folder)]
     for found in (inwater, surface):
         if len(found) > 1:
             names = ", ".join(folder.name for folder in found)
@@ -188,6 +208,11 @@ def _locate(path: Path) -> tuple[Path | None, Path | None]:
             f"{path}: no recording here: give a folder with in-water_*/, surface_*/ or chunk_*.csv"
         )
     return inwater[0] if inwater else None, surface[0] if surface else None
+
+
+def _is_surface(folder: Path) -> bool:
+    """Of a sensor's folder alone: so it is called, or so its record says."""
+    return folder.name.startswith("surface_") or _read_record(folder, []).role == "surface"
 
 
 class _StreamReader:
@@ -228,7 +253,14 @@ class _StreamReader:
             unnumbered=intake.labelled.rows,
         )
         self.notes += [f"{name} is not as it was sealed: every row was checked" for name in texts.changed]
-        self._put_in_order(stream, intake.in_order)
+        self.notes += [
+            f"{name} is in the manifest, and not in the folder" for name in texts.absent[:ABSENT_SHOWN]
+        ]
+        if len(texts.absent) > ABSENT_SHOWN:
+            self.notes.append(
+                f"{len(texts.absent) - ABSENT_SHOWN} more chunks of the manifest are not in the folder"
+            )
+        self._put_in_order(stream, intake.in_order, texts.last_seq)
         labelled = self._only_readings(intake.labelled, stream, intake.rising)
         labelled.extend(stream.index)
         stream.index = labelled
@@ -236,8 +268,8 @@ class _StreamReader:
             stream.marked = named + [marker for marker in stream.marked if marker.kind != "PERIODIC"]
         return stream
 
-    def _put_in_order(self, stream: Stream, in_order: bool) -> None:
-        """Numbered rows by their clock, each number once."""
+    def _put_in_order(self, stream: Stream, in_order: bool, sealed: int) -> None:
+        """Numbered rows by their clock, each number once; numbers up to *sealed* there should be."""
         index = stream.index
         if not in_order:
             seen, ordered = SeqSet(), Index(self._spill())
@@ -246,7 +278,7 @@ class _StreamReader:
             stream.index, highest = ordered, seen.highest
         else:
             highest = index.last_seq
-        stream.missing = highest + 1 - stream.index.rows
+        stream.missing = max(highest, sealed) + 1 - stream.index.rows
 
     def _only_readings(self, index: Index, stream: Stream, rising: bool) -> Index:
         """Old rows in the order of arrival: a label is no order, its clock may have been set."""
@@ -347,6 +379,7 @@ def _input(file: Path, root: Path) -> Input:
 class _Record(Struct):
     """The part of a session.json, of a session or of one stream, that fusion uses."""
 
+    role: str = ""
     epochs: list[Epoch] = []
     link: LinkMemory | None = None
     sensor: dict[str, Any] | None = None

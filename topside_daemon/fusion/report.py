@@ -10,6 +10,7 @@ from common.messages import Epoch
 from common.rows import format_utc
 from topside_daemon.fusion.axis import Axis
 from topside_daemon.fusion.clockmodel import Estimate
+from topside_daemon.fusion.columns import INWATER, SURFACE
 from topside_daemon.fusion.courses import STATUSES
 from topside_daemon.fusion.intake import Reject
 from topside_daemon.fusion.ladder import RungName, Seed
@@ -37,8 +38,9 @@ class Side(NamedTuple):
 
 
 class SensorReport(Struct, frozen=True):
-    """What one sensor's record held. single: rows without a partner; missing: holes in seq;
-    unnumbered: rows of the old recorders that were read.
+    """What one sensor's record held. single: rows without a partner, None where nobody looks for one (of the
+    surface in mode inwater); missing: numbers given out and not
+    here; unnumbered: rows of the old recorders that were read.
 
     latency and dejitter: see `Side`.
     """
@@ -46,7 +48,7 @@ class SensorReport(Struct, frozen=True):
     name: str
     rows: int
     unnumbered: int
-    single: int
+    single: int | None
     dropouts: int
     markers: int
     duplicates: int
@@ -60,17 +62,20 @@ class Report(Struct):
     """What a fusion did; the same again for the same files, settings and version. Distances are absolute, in
     ms; gaps as the README defines them.
 
-    gaps: in-water readings inside the overlap of both sensors and outside surface dropouts that found
-    no partner. clock: the segments with exchanges and their proof; seeds: what stands in where there are
-    none. anchors: how topside time became UTC. link: what the next session over the same pair of machines
-    may start from. refused counts exchanges by reason.
+    source: what kind of recording it is. paired: rows with both sensors; fresh: those that say so (all,
+    but in mode inwater the age of the surface reading decides). gaps: in-water readings inside the overlap of
+    both sensors and outside surface dropouts that found no partner. clock: the segments with exchanges and
+    their proof; seeds: what stands in where there are none. anchors: how topside time became UTC. link: what
+    the next session over the same pair of machines may start from. refused counts exchanges by reason.
     """
 
     version: str
     settings: Settings
     session: str
+    source: str
     rows: int
     paired: int
+    fresh: int
     gaps: int
     inwater: SensorReport
     surface: SensorReport
@@ -107,16 +112,17 @@ def report_on(
     """Say what a fusion did."""
     clock, totals, distances = timeline.describe(), weaver.totals, weaver.distances.summary()
     statuses = {name: totals.statuses[place] for place, name in enumerate(STATUSES) if totals.statuses[place]}
-    inwater, surface = (
-        _sensor(stream, totals.paired, side)
-        for stream, side in zip((session.inwater, session.surface), sides, strict=True)
-    )
+    held = settings.mode == "inwater"
+    inwater = _sensor(session.inwater, totals.paired, sides[INWATER])
+    surface = _sensor(session.surface, None if held else totals.paired, sides[SURFACE])
     return Report(
         version=VERSION,
         settings=settings,
         session=session.path.resolve().name,
+        source=session.source,
         rows=totals.rows,
         paired=totals.paired,
+        fresh=totals.fresh,
         gaps=totals.gaps,
         inwater=inwater,
         surface=surface,
@@ -132,13 +138,22 @@ def report_on(
         bursts_used=timeline.used,
         refused=dict(sorted(timeline.refused.items())),
         rejects=session.all_rejects,
-        notes=session.notes + _doubts(timeline, clock),
+        notes=session.notes + _apart(sides, totals.paired) + _doubts(timeline, clock),
         inputs=session.inputs,
     )
 
 
 def _ms_of(ns: float | None) -> float | None:
     return None if ns is None else ns / 1e6
+
+
+def _apart(sides: tuple[Side, Side], paired: int) -> list[str]:
+    """Two records without a single pair: where they lie."""
+    ends = [(side.axis.first_ns, side.axis.last_ns) for side in sides]
+    if paired or any(end is None for both in ends for end in both):
+        return []
+    spans = [f"{format_utc(first or 0)[:19]} to {format_utc(last or 0)[:19]}" for first, last in ends]
+    return [f"no reading of one sensor is near one of the other: in-water {spans[0]}, surface {spans[1]}"]
 
 
 def _doubts(timeline: Timeline, clock: Sequence[SegmentProof]) -> list[str]:
@@ -169,12 +184,12 @@ def _seeds_used(session: Session, statuses: Iterable[str], clock: Sequence[Segme
     return [seed for seed in session.ladder.seeds if seed.epoch not in spoken_for]
 
 
-def _sensor(stream: Stream, paired: int, side: Side) -> SensorReport:
+def _sensor(stream: Stream, paired: int | None, side: Side) -> SensorReport:
     return SensorReport(
         name=stream.name,
         rows=stream.index.rows,
         unnumbered=stream.unnumbered,
-        single=stream.index.rows - paired,
+        single=None if paired is None else stream.index.rows - paired,
         dropouts=side.axis.rhythm.dropouts,
         markers=stream.markers,
         duplicates=stream.duplicates,
@@ -187,13 +202,15 @@ def _sensor(stream: Stream, paired: int, side: Side) -> SensorReport:
 
 def report_text(report: Report) -> str:
     """A report for people, one fact a line."""
-    lines = [f"  rows {report.rows}: {report.paired} paired"]
+    held = report.settings.mode == "inwater"
+    lines = [f"  found: {report.source}", _rows_line(report, held)]
     lines += _sensor_lines("in-water", report.inwater) + _sensor_lines("surface", report.surface)
     lines.append(f"  gaps {report.gaps} (in-water readings in the overlap, no dropout, no partner)")
     if report.pair_max_ms is not None:
+        limit = "" if held else f" (tolerance {report.tolerance_ms:.1f} ms)"
         lines.append(
-            f"  pair distance p50 {report.pair_p50_ms:.1f}, p95 {report.pair_p95_ms:.1f}, "
-            f"max {report.pair_max_ms:.1f} ms (tolerance {report.tolerance_ms:.1f} ms)"
+            f"  {'age of the surface value' if held else 'pair distance'} p50 {report.pair_p50_ms:.1f}, "
+            f"p95 {report.pair_p95_ms:.1f}, max {report.pair_max_ms:.1f} ms{limit}"
         )
     lines += [f"  clock: {_segment_text(segment)}" for segment in report.clock] or ["  clock: no exchanges"]
     if report.clock:
@@ -209,11 +226,21 @@ def report_text(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _rows_line(report: Report, held: bool) -> str:
+    if not held:
+        return f"  rows {report.rows}: {report.paired} paired"
+    stale, missing = report.paired - report.fresh, report.rows - report.paired
+    return (
+        f"  rows {report.rows} (mode inwater): surface {report.fresh} fresh, {stale} stale, {missing} missing"
+    )
+
+
 def _sensor_lines(label: str, sensor: SensorReport) -> list[str]:
     if not sensor.name:
         return [f"  {label}: no recording"]
+    alone = "" if sensor.single is None else f"{sensor.single} single, "
     lines = [
-        f"  {label}: {sensor.rows} readings, {sensor.single} single, {sensor.dropouts} dropouts, "
+        f"  {label}: {sensor.rows} readings, {alone}{sensor.dropouts} dropouts, "
         f"{sensor.missing} missing, {sensor.duplicates} duplicates, {sensor.torn} torn at the open end",
         f"    instants {sensor.latency.total_ns / 1e6:.3f} ms before their stamps: {sensor.latency.reason}",
     ]

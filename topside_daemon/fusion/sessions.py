@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from topside_daemon.fusion.readers import is_session
-from topside_daemon.fusion.texts import chunk_files
+from topside_daemon.fusion.readers import has_chunks, is_session
 
 DEEPEST = 8  # folders within folders that are looked into
+LOST_AND_FOUND = "lost+found"  # on every disk, and nobody may look into it
 
 
 class Found(NamedTuple):
@@ -20,19 +20,16 @@ class Found(NamedTuple):
 
 def find_sessions(given: Sequence[str]) -> tuple[list[Found], list[str]]:
     """Every session in these folders, or in those that fit a pattern, once each: itself, if it looks like
-    one, and those that lie in it. And a line for each of *given* that holds none."""
+    one, and those that lie in it. And a line for each that holds none or cannot be looked into."""
     found: dict[Path, Found] = {}
     missing: list[str] = []
     for text in given:
-        try:
-            roots = _folders(text)
-            sessions = [
-                Found(path, path.relative_to(root)) for root in roots for path in _within(root, DEEPEST)
-            ]
-        except OSError as error:
-            missing.append(f"{text}: {error}: look who may read there")
-            continue
-        if not sessions:
+        roots, closed = _folders(text), list[str]()
+        sessions = [
+            Found(path, path.relative_to(root)) for root in roots for path in _within(root, DEEPEST, closed)
+        ]
+        missing += closed
+        if not sessions and not closed:
             missing.append(f"{text}: {_lack(text, roots)}")
         for one in sessions:
             found.setdefault(one.path.resolve(), one)
@@ -53,14 +50,21 @@ def _folders(text: str) -> list[Path]:
     return [Path(one) for one in sorted(glob.glob(text, recursive=True)) if Path(one).is_dir()]
 
 
-def _within(folder: Path, deepest: int) -> Iterator[Path]:
-    itself = is_session(folder)  # a mission of the old Cockpit may have later sessions beside its first
+def _within(folder: Path, deepest: int, closed: list[str]) -> Iterator[Path]:
+    """Sessions in a folder; and into *closed* a line for each folder that cannot be looked into."""
+    try:
+        itself = is_session(folder)  # a mission of the old Cockpit may have later sessions beside its first
+        entries = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    except OSError as error:
+        closed.append(f"{folder}: {error.strerror}: look who may read there")
+        return
     if itself:
         yield folder
-    entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
     for entry in entries if deepest else ():
-        if chunk_files(entry):
+        if entry.name[0] == "." or entry.name == LOST_AND_FOUND:
+            continue
+        if has_chunks(entry):
             if not itself:
                 yield entry
         elif not entry.is_symlink():  # which may lead back here
-            yield from _within(entry, deepest - 1)
+            yield from _within(entry, deepest - 1, closed)

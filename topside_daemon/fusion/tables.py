@@ -1,6 +1,7 @@
 """The table of a fusion in its formats: lines of CSV go in, files come out."""
 
 import importlib
+import sys
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -48,6 +49,11 @@ def file_name(format_: Format) -> str:
     return f"{UNIFIED}.{format_}"
 
 
+def pip_install(package: object) -> str:
+    """The command that installs it where this program runs."""
+    return f"{sys.executable} -m pip install {package}"
+
+
 def table_in(format_: Format, sink: Sink, percent: bool) -> Table:
     """Begin a table.
 
@@ -59,7 +65,7 @@ def table_in(format_: Format, sink: Sink, percent: bool) -> Table:
     try:
         parquet = importlib.import_module("topside_daemon.fusion.parquet")
     except ModuleNotFoundError as error:
-        raise ImportError(f"Parquet needs {error.name}: pip install {error.name}") from None
+        raise ImportError(f"Parquet needs {error.name}: {pip_install(error.name)}") from None
     table: Table = parquet.ParquetTable(sink, columns_of(percent))
     return table
 

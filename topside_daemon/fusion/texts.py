@@ -17,6 +17,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from common.manifest import read_manifest
+from common.messages import Chunk
 from common.rows import HEADER
 from topside_daemon.fusion.columns import LENGTH_MAX, OFFSET_SHIFT, SLACK, Column, column
 from topside_daemon.fusion.index import Block
@@ -148,12 +149,19 @@ class Texts:
         self._hashes: list[str] = []  # of each file
         self._last = ("", -1)  # name and descriptor of the file that was read last
         self.changed: list[str] = []  # files that are not as their recorder had sealed them
+        self.absent: list[str] = []  # files that it had sealed and that are not here
+        self.last_seq = -1  # the highest number that it had sealed
 
     @property
     def input(self) -> Input:
         """What was read, once all batches were."""
         hashes = [(file.name, digest) for file, digest in zip(self._files, self._hashes, strict=True)]
         return Input.of_stream(self._shown, hashes, self._end)
+
+    @property
+    def still_open(self) -> bool:
+        """Whether the last chunk was being written, or had been when the recording broke off."""
+        return any(file.fd >= 0 for file in self._files)
 
     def _name(self, file: _File) -> str:
         """As it is told to people."""
@@ -163,9 +171,12 @@ class Texts:
         """All lines of all files, in order; to be asked for once."""
         manifest = read_manifest(self._folder)
         known = {chunk.name: chunk.sha256 for chunk in manifest.chunks} if manifest else {}
+        names = chunk_files(self._folder)
+        if manifest is not None:
+            self._look_for(manifest.chunks, names)
         buffer, waiting = bytearray(BATCH_BYTES + WHOLE_BYTES + SLACK), _Waiting()
         view = memoryview(buffer)
-        for name in chunk_files(self._folder):
+        for name in names:
             file, fd = self._open(name)
             try:
                 if file.size > WHOLE_BYTES or file.fd >= 0:
@@ -185,6 +196,14 @@ class Texts:
             ours = buffer.startswith(_OUR_HEAD, waiting.size) or is_ours(bytes(content[:4096]))
             yield from waiting.add(buffer, file, ours, sealed == digest, self._name(file))
         yield from waiting.release(buffer)
+
+    def _look_for(self, chunks: Sequence[Chunk], names: Sequence[str]) -> None:
+        """What had been sealed. Old recorders combine their chunks and remove them."""
+        self.last_seq = max((one.last_seq for one in chunks if one.last_seq is not None), default=-1)
+        here = {Path(name).stem for name in names}
+        if COMBINED not in names:
+            gone = [chunk.name for chunk in chunks if Path(chunk.name).stem not in here]
+            self.absent = [name if self._shown == "." else f"{self._shown}/{name}" for name in gone]
 
     def _open(self, name: str) -> tuple[_File, int]:
         """The file and its descriptor; an open chunk may have been sealed since it was listed."""
