@@ -11,17 +11,19 @@ from random import Random
 from statistics import pstdev
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from common.files import fsync_folder
 from common.messages import Reading
-from common.rows import format_utc, parse_utc
+from common.rows import OLD_HEADER, format_utc, parse_utc
 from tests.sim import MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_session, old_row, write_stream
 from tests.sim.cockpit import KINDS
 from tests.sim.dives import Plan, draw_dive, fast_start
-from tests.sim.table import format_row
+from tests.sim.table import format_row, kernels
 from topside_daemon.fusion.command import main
 from topside_daemon.fusion.fuse import fuse_session
 from topside_daemon.fusion.stream import FusedRow
@@ -258,6 +260,78 @@ def test_an_output_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
         raise KeyError
     assert (tmp_path / UNIFIED_FILE).read_bytes() == content
     assert {entry.name for entry in tmp_path.iterdir()} == {UNIFIED_FILE, "seal"}
+
+
+def test_what_is_no_longer_whole_does_not_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut short between the renames: the new table has no seal, not that of the one before."""
+    with Products(tmp_path, "seal") as products:
+        products.add(UNIFIED_FILE).write(b"old\n")
+        products.seal(b"{}")
+    replace, done = Path.replace, list[Path]()
+
+    def killed(self: Path, target: Path) -> Path:
+        if done:
+            raise KeyboardInterrupt
+        done.append(target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt), Products(tmp_path, "seal") as products:
+        products.add(UNIFIED_FILE).write(b"new\n")
+        products.seal(b"{}")
+    assert (tmp_path / UNIFIED_FILE).read_bytes() == b"new\n"
+    assert {entry.name for entry in tmp_path.iterdir()} == {UNIFIED_FILE}
+
+
+def test_who_makes_the_same_next_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its temporary files are there as soon as the seal of the one before has its place."""
+    sync, begun = fsync_folder, list[Products]()
+
+    def slow(folder: Path) -> None:
+        sync(folder)
+        if (folder / "seal").exists() and not begun:
+            begun.append(Products(folder, "seal"))
+            begun[0].__enter__()
+            begun[0].add(UNIFIED_FILE).write(b"second\n")
+
+    monkeypatch.setattr("topside_daemon.fusion.writers.fsync_folder", slow)
+    with Products(tmp_path, "seal") as products:
+        products.add(UNIFIED_FILE).write(b"first\n")
+        products.seal(b"{}")
+    begun[0].seal(b"{}")
+    begun[0].__exit__(None, None, None)
+    assert (tmp_path / UNIFIED_FILE).read_bytes() == b"second\n"
+    assert {entry.name for entry in tmp_path.iterdir()} == {UNIFIED_FILE, "seal"}
+
+
+def test_rows_of_one_label_stay_in_the_order_of_arrival(tmp_path: Path) -> None:
+    """Also across the runs that are sorted by themselves, where a step of the clock has mixed them."""
+    count, step = 200_000, 150_000
+    at_ns = [n // 2 * 2 * MS - (100 * MS if n >= step else 0) for n in range(count)]
+    rows = [old_row(at, f"{n}.5") for n, at in enumerate(at_ns)]
+    (tmp_path / "session.csv").write_text("\n".join([OLD_HEADER, *rows]) + "\n")
+    for kernel in kernels():
+        fuse_session(tmp_path, kernel=kernel)
+        told = [(row["timestamp"], float(row["inwater_value"])) for row in fused(tmp_path)]
+        assert told == sorted(told) and len(told) == count
+
+
+def test_polled_readings_among_others_have_no_pace(tmp_path: Path) -> None:
+    session = draw_session(3, duration_s=30)
+    session.inwater[:] = [
+        structs.replace(one, mode="polled" if one.seq == 100 else "freerun") for one in session.inwater
+    ]
+    report = fuse_session(session.write(tmp_path / "s"), dejitter=True)
+    assert report.inwater.dejitter is not None
+    assert [why for why in report.inwater.dejitter.left if "polled" in why]
+
+
+@pytest.mark.parametrize("setting", [{"tolerance_ms": -1.0}, {"tolerance_ms": float("nan")}, {"mode": "any"}])
+def test_a_setting_out_of_range_is_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
+    folder = draw_session(3, duration_s=1).write(tmp_path / "s")
+    with pytest.raises(msgspec.ValidationError):
+        fuse_session(folder, **setting)
+    assert not (folder / UNIFIED_FILE).exists()
 
 
 @given(st.integers(-(10**18), 10**18))

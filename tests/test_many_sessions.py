@@ -104,7 +104,9 @@ def test_a_closed_folder_costs_itself_only(tmp_path: Path) -> None:
         closed.chmod(0)
     tame = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
     command = [*tame, sys.executable, "-m", "topside_daemon.fusion", data, "--out", tmp_path / "out"]
-    done = subprocess.run([str(one) for one in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(one) for one in command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 3, done.stderr
     assert done.stderr.splitlines() == [f"{data / 'reef-1'}: Permission denied: look who may read there"]
     assert (tmp_path / "out" / "reef-0" / "session_000" / TABLE).exists()
@@ -334,6 +336,14 @@ def test_nothing_is_done_again_that_would_come_out_the_same(tmp_path: Path) -> N
     assert again()
     assert again("--format", "csv,parquet")
     assert not again("--format", "parquet,csv")
+    assert again() and not (folder / file_name("parquet")).exists()  # it would be of another time
+    assert again("--format", "csv,parquet")
+    manifest = next(folder.glob("in-water_*")) / "manifest.json"
+    manifest.write_text("{}")
+    assert again("--format", "csv,parquet")
+    folder = folder.rename(folder.with_name("renamed"))
+    report = folder / report.name
+    assert again("--format", "csv,parquet")
     report.write_text(report.read_text().replace(f'"version":"{VERSION}"', '"version":"0.0.0"'))
     assert again("--format", "csv,parquet")
 

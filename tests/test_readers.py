@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.chunkstore import ChunkStore, sealed_name
-from common.messages import Marker, Reading, to_json
-from common.rows import encode_marker_row, encode_row, parse_utc
+from common.manifest import Manifest
+from common.messages import Chunk, Marker, Reading, to_json
+from common.rows import HEADER, encode_marker_row, encode_row, parse_utc
 from tests.sim import HEAD, MS, UTC_0, Machine, S, Sensor, draw_reboots, draw_session, old_row, write_stream
 from tests.sim.rows import read, recorded
 from topside_daemon.fusion.cockpit import METADATA_FILE
 from topside_daemon.fusion.columns import UNNUMBERED
 from topside_daemon.fusion.comparisons import EXCHANGES_FILE
-from topside_daemon.fusion.readers import SessionError
+from topside_daemon.fusion.readers import SessionError, read_session
 from topside_daemon.fusion.timeline import Timeline
 
 OLD_HEAD = "timestamp,sensor_id,mode,value,TempC,Vin"
@@ -150,6 +151,68 @@ def test_a_folder_alone_is_the_sensor_that_its_record_names(tmp_path: Path, role
     session = read(tmp_path / "copied")
     assert getattr(session, side).index.rows > 0
     assert session.source == "one sensor, ours"
+
+
+@pytest.mark.parametrize("name", ["chunk_00000.csv", "session.csv"])
+def test_a_file_that_changes_while_it_is_fused_is_no_source(tmp_path: Path, name: str) -> None:
+    """Its text is read twice: another file of its name is not taken for it."""
+    rows = [old_row(n * S, f"{n}.5") for n in range(100)]
+    (tmp_path / name).write_text("\n".join([OLD_HEAD, *rows]) + "\n")
+    with read_session(tmp_path) as session:
+        (tmp_path / name).unlink()
+        (tmp_path / name).write_text("\n".join([OLD_HEAD, *rows[1:]]) + "\n")
+        with pytest.raises(OSError, match="changed while it was fused"):
+            list(session.inwater.readings())
+
+
+def test_a_large_chunk_is_held_against_its_seal_too(tmp_path: Path) -> None:
+    rows = b"".join(
+        encode_row(Reading(n, 0, n * S, UTC_0 + n * S, "a", "freerun", "1")) for n in range(20_000)
+    )
+    content = HEADER.encode() + b"\r\n" + rows
+    (tmp_path / "chunk_00000.csv").write_bytes(content)
+    chunk = Chunk(0, "chunk_00000.csv", 20_000, len(content), "0" * 64, 0, 19_999)
+    (tmp_path / "manifest.json").write_bytes(to_json(Manifest.of("a", "", [chunk])))
+    session = read(tmp_path)
+    assert session.inwater.index.rows == 20_000
+    assert [note.partition(" ")[0] for note in session.notes] == ["chunk_00000.csv"]
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [
+        Reading(2**63, 0, 0, UTC_0, "a", "freerun", "1"),
+        Reading(0, 2**31, 0, UTC_0, "a", "freerun", "1"),
+        Reading(0, 0, 2**63 - 1, UTC_0, "a", "freerun", "1"),
+        Reading(0, 0, 0, parse_utc("2117-01-01T00:00:00.000000+00:00"), "a", "freerun", "1"),
+        Reading(0, 0, 0, UTC_0, "a", "freerun", "0x10"),
+        Reading(0, 0, 0, UTC_0, "a", "freerun", "1_0"),
+        Reading(0, 0, 0, UTC_0, "a", "freerun", "+1.5"),
+        Reading(0, 0, 0, UTC_0, "a", "freerun", "1", "hot"),
+    ],
+)
+def test_a_row_of_ours_that_nobody_wrote_is_rejected(tmp_path: Path, reading: Reading) -> None:
+    """Its checksum is right all the same; alone, and among others."""
+    others = [encode_row(Reading(n, 0, n * S, UTC_0 + n * S, "a", "freerun", "1.5")) for n in range(5, 9)]
+    for place, before in enumerate(([], others)):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        rows = b"".join([HEADER.encode(), b"\r\n", *before, encode_row(reading)])
+        (folder / "chunk_00000.csv").write_bytes(rows)
+        stream = read(folder).inwater
+        assert (stream.index.rows, [one.line for one in stream.rejects]) == (len(before), [len(before) + 2])
+
+
+@pytest.mark.parametrize(
+    "stamp", ["2025-11-03T20:12:46Z", "2025-11-03T20:12:46.000000Z", "2025-11-03T20:12:46+01:00"]
+)
+def test_half_a_number_at_an_open_end_is_torn(tmp_path: Path, stamp: str) -> None:
+    """However its stamp is spelt."""
+    (tmp_path / "chunk_00000.tmp").write_text(
+        "\n".join([OLD_HEAD, *RECORDED, f"{stamp},s,freerun,0.51234,2"])
+    )
+    stream = read(tmp_path).inwater
+    assert (stream.index.rows, stream.torn, stream.rejects) == (len(RECORDED), 1, [])
 
 
 def test_markers_are_not_light(tmp_path: Path) -> None:

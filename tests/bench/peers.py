@@ -5,7 +5,7 @@ then, and with instants of the Pi's clock, it answers offsets (Pi - topside). Th
 the truth do not look at `Heard.dive`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 
@@ -236,4 +236,3 @@ PEERS: dict[str, Callable[[Heard], Fit]] = {
     "pyxdf": pyxdf_line,
     "chrony-like": ChronyLike,
 }
-LIVE_ONLY: Sequence[str] = ("chrony-like",)

@@ -60,7 +60,9 @@ class Axis:
             room = Placed.room(rows)
         self._rooms.append(room)
         placed = room.beginning(rows)
-        self._kernel.place(block.at, block.utc, block.moved, self._tables[block.epoch], placed, everything)
+        courses = self._tables[block.epoch]
+        done = self._kernel.place(block.at, block.utc, block.moved, courses, placed, everything)
+        assert done == rows, f"row {block.first + done} lies on no course"
         return placed
 
     def _listen(self) -> Rhythm | None:
@@ -85,7 +87,6 @@ class Axis:
         return ordered
 
     def _keys(self, block: Block) -> Iterator[tuple[int, ...]]:
-        order = range(block.first, block.first + len(block.at))
         times = self.times(block).tolist()  # for blocks are merged
         rank = rank_of(block.epoch)
-        return ((time, rank, seq, n) for time, seq, n in zip(times, block.seq, order, strict=True))
+        return ((time, rank, seq) for time, seq in zip(times, block.seq, strict=True))

@@ -24,7 +24,7 @@ METADATA_FILE = "sync_metadata.json"
 ROUNDING_NS = 2_000_000  # the Pi's time cut to ms, offset and uncertainty rounded to ms
 WORST_BOUND_NS = 100_000_000  # half the round trip beyond which the old Cockpit discarded it
 
-_NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d+)?")
+NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"(-?\d{1,20})(\.0*)?")
 _NOTHING = (b"", b"null", b"None", b"NaN", b"nan", b"undefined")  # how a missing number was written
 _FIELDS_MIN = 4  # timestamp, sensor, mode, value: what old readers ask of a row
@@ -53,7 +53,7 @@ def decode_old_row(content: bytes) -> Reading | Marker | None:
     utc_ns = parse_utc(timestamp.strip())
     if mode.startswith(MARKER_MODE):
         return _marker(mode, value.strip(), utc_ns)
-    if not _NUMBER.fullmatch(fields[3].strip()):
+    if not NUMBER.fullmatch(fields[3].strip()):
         raise ValueError(f"value is not a number: {content[:80]!r}")
     temp_c, vin = (_optional_number(field.strip(), content) for field in [*fields[4:6], b"", b""][:2])
     return Reading(UNNUMBERED, UNNUMBERED, 0, utc_ns, sensor_id, mode, value.strip(), temp_c, vin)
@@ -62,7 +62,7 @@ def decode_old_row(content: bytes) -> Reading | Marker | None:
 def _optional_number(field: bytes, content: bytes) -> str | None:
     if field in _NOTHING:
         return None
-    if not _NUMBER.fullmatch(field):
+    if not NUMBER.fullmatch(field):
         raise ValueError(f"TempC or Vin is not a number: {content[:80]!r}")
     return field.decode("ascii")
 

@@ -47,8 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: what is done stays, the rest is as it was", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read this has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     account.close()
     return account.code
 
@@ -257,9 +255,6 @@ class _Account:
         made = ", ".join(str(job.out / file_name(one)) for one in job.formats)
         was = " (unchanged since it was fused last)" if outcome.unchanged else ""
         self._print(f"{job.path} -> {made}{was}\n{report_text(outcome.report)}")
-        for left in get_args(Format):
-            if left not in job.formats and (job.out / file_name(left)).exists():
-                self._print(f"  note: {file_name(left)} there is of an earlier fusion")
 
     def add(self, outcome: Outcome) -> None:
         """Count one, and tell of it if it failed."""
@@ -274,7 +269,10 @@ class _Account:
     def _print(self, text: str, to: TextIO | None = None) -> None:
         if self._bar is not None:
             self._bar.clear()
-        print(text, file=to or sys.stdout, flush=True)
+        try:
+            print(text, file=to or sys.stdout, flush=True)
+        except BrokenPipeError:  # whoever read this has seen enough; the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if self._bar is not None:
             self._bar.refresh()
 
@@ -288,4 +286,4 @@ class _Account:
         counts += [f"{self._unchanged} unchanged"] * bool(self._unchanged)
         counts += [f"{len(self._failures)} failed"] * bool(self._failures)
         lines = [", ".join(counts), *(f"  {one.strip().splitlines()[-1]}" for one in self._failures)]
-        print("\n".join(lines), file=sys.stderr if self._json else sys.stdout)
+        self._print("\n".join(lines), sys.stderr if self._json else None)

@@ -12,7 +12,7 @@ from topside_daemon.fusion.columns import MISSING, Course
 
 ClockStatus = Literal[
     "", "measured", "held", "single", "linear", "constant", "time-sync", "none"
-]  # of which the kernel knows the place
+]  # the kernel is given them in this order
 STATUSES: tuple[ClockStatus, ...] = get_args(ClockStatus)
 NORMAL_95 = 1.96
 EARLIEST, LATEST = -(1 << 62), 1 << 62

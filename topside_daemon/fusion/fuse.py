@@ -7,8 +7,9 @@ order in which rows and exchanges once arrived.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import msgspec
 from msgspec import structs
 
 from common import VERSION
@@ -20,7 +21,7 @@ from topside_daemon.fusion.courses import STATUSES
 from topside_daemon.fusion.index import Index
 from topside_daemon.fusion.kernel import Kernel, choose_kernel
 from topside_daemon.fusion.latency import Latency, latency_of
-from topside_daemon.fusion.readers import Session, read_inputs, read_session, read_settings
+from topside_daemon.fusion.readers import Session, locate, read_inputs, read_session, read_settings
 from topside_daemon.fusion.report import Report, Side, report_on
 from topside_daemon.fusion.rhythm import Hold, tolerance_ns
 from topside_daemon.fusion.settings import Settings
@@ -51,15 +52,18 @@ def fuse_session(
         otherwise: settings by name that win over those the session was recorded with.
 
     Raises:
+        msgspec.ValidationError: a setting is out of range.
         SessionError: nothing to fuse at *path*; the message names the cause and the cure.
         OSError: a file cannot be read or written.
         ImportError: something that is needed is not installed; the message names the cure.
     """
     place = out or path
     kernel = kernel or choose_kernel()
+    locate(path)
     place.mkdir(parents=True, exist_ok=True)
-    with read_session(path, kernel, place) as session, Products(place, REPORT_FILE) as products:
-        chosen = structs.replace(session.settings, **otherwise)
+    others = [file_name(one) for one in get_args(Format) if one not in formats]
+    with read_session(path, kernel, place) as session, Products(place, REPORT_FILE, others) as products:
+        chosen = msgspec.convert(msgspec.to_builtins(session.settings) | otherwise, Settings)
         tables = [
             table_in(one, products.add(file_name(one)), chosen.percent_of_surface)
             for one in dict.fromkeys(formats)
@@ -79,7 +83,7 @@ def last_report(
     place = out or path
     try:
         report = read_json(place / REPORT_FILE, Report)
-        if report is None or report.version != VERSION:
+        if report is None or (report.version, report.session) != (VERSION, path.resolve().name):
             return None
         made = {one.name: one.size_bytes for one in report.outputs}
         if {file_name(one) for one in formats} != set(made):

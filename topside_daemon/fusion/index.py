@@ -4,7 +4,7 @@ A row is where its text lies, when it was stamped, and its number; see `columns`
 spill, and a block is of one epoch.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -120,10 +120,13 @@ class Index:
         """Give rows another epoch: from each of these rows on the one beside it; not to those before the
         first, nor to numbered rows."""
         found: list[_Entry] = []
+        begins = [row for row, _ in starts]
         for entry in self._entries:
-            cuts = [row for row, _ in starts if entry.first < row < entry.first + entry.rows]
-            for first, end in pairwise([entry.first, *cuts, entry.first + entry.rows]):
-                epoch = next((epoch for row, epoch in reversed(starts) if row <= first), entry.epoch)
+            stop = entry.first + entry.rows
+            cuts = begins[bisect_right(begins, entry.first) : bisect_left(begins, stop)]
+            for first, end in pairwise([entry.first, *cuts, stop]):
+                place = bisect_right(begins, first)
+                epoch = starts[place - 1][1] if place else entry.epoch
                 skip = entry.skip + first - entry.first
                 part = entry._replace(first=first, rows=end - first, skip=skip)
                 found.append(part._replace(epoch=epoch) if entry.epoch < 0 else part)

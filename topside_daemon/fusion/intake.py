@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from common.messages import Marker, Reading
 from common.rows import HEADER, decode_row, format_utc, parse_utc
-from topside_daemon.fusion.cockpit import decode_marker_row, decode_old_row
+from topside_daemon.fusion.cockpit import NUMBER, decode_marker_row, decode_old_row
 from topside_daemon.fusion.columns import (
     FLAGS_SHIFT,
     LENGTH_MAX,
@@ -29,8 +29,9 @@ from topside_daemon.fusion.kernel import Kernel
 from topside_daemon.fusion.texts import BYTE_ORDER_MARK, HEADER_START, Batch, Texts
 
 BATCH_ROWS = 1 << 15  # that one scan takes
-_WIDEST_NS = 1 << 63
-_LATEST_NS = 7_258_118_400_000_000_000  # 2200-01-01; before 1970 and from there on no clock was set
+_WIDEST_NS = 1 << 62  # of which sums and differences have room
+_LATEST_NS = 4_102_444_800_000_000_000  # 2100-01-01; before 1970 and from there on no clock was set
+_EPOCH_MAX = 2**31 - 1
 
 
 class Reject(Struct, frozen=True):
@@ -116,6 +117,9 @@ class Intake:
     def _look_at(self, batch: Batch, odd: Odd, line: bytes, ours: bool, known: int) -> _Row | None:
         """The row in a line that is not canonical; None for a marker, and for what is rejected."""
         place = batch.base + odd.start
+        if not ours and self._ends_open(batch, odd.stop):
+            self.torn += 1
+            return None
         try:
             decoded = _decode(line) if ours else decode_old_row(line.rstrip(b"\r\n"))
             if decoded is not None:
@@ -156,8 +160,8 @@ class Intake:
         rows = self._rows
         if rows.count:
             self._last_good = max(self._last_good, rows.span[rows.count - 1] >> OFFSET_SHIFT)
-        if batch.open_end and not ours and self._is_cut(batch):
-            rows.count -= 1  # without a checksum half a number looks like a number
+        if not ours and self._is_cut(batch):
+            rows.count -= 1
             self.torn += 1
         columns = [one[: rows.count] for one in (rows.at, rows.utc, rows.seq, rows.epoch, rows.span)]
         if known:
@@ -183,16 +187,22 @@ class Intake:
         if not spelt:
             inside = self._rows.ordered
         else:
-            inside = all(map(_follows, *zip(*pairwise(zip(epoch, at, seq, strict=True)), strict=True)))
+            inside = all(_follows(*two) for two in pairwise(zip(epoch, at, seq, strict=True)))
         self.in_order &= inside and _follows((last.epoch, last.at, last.seq), (epoch[0], at[0], seq[0]))
 
     def _is_cut(self, batch: Batch) -> bool:
         """Whether the last row is the last line of a file, and has no end."""
-        count, size = self._rows.count, batch.size
-        if not count or not batch.ends or batch.buffer[size - 1] == ord("\n"):
-            return False
-        last = self._rows.span[count - 1]
-        return (last >> OFFSET_SHIFT) + (last & LENGTH_MAX) == batch.base + size
+        count = self._rows.count
+        last = self._rows.span[count - 1] if count else 0
+        stop = (last >> OFFSET_SHIFT) + (last & LENGTH_MAX) - batch.base
+        return bool(count) and self._ends_open(batch, stop)
+
+    @staticmethod
+    def _ends_open(batch: Batch, stop: int) -> bool:
+        """Whether a line that stops there is the end of a file that was being written, without an end of its
+        own: without a checksum half a number looks like a number."""
+        unended = batch.open_end and batch.ends and batch.buffer[batch.size - 1] != ord("\n")
+        return unended and stop == batch.size
 
     def _settle_torn(self) -> None:
         for place, reject in self._doubtful:
@@ -218,12 +228,16 @@ def _check_range(row: Reading | Marker) -> None:
     """Raises ValueError for what no recorder can have written."""
     if isinstance(row, Reading) and not (row.sensor_id + row.mode).isprintable():
         raise ValueError(f"unprintable characters: {row.sensor_id!r}, {row.mode!r}")
-    if isinstance(row, Reading) and row.seq != UNNUMBERED and (row.seq < 0 or row.epoch < 0):
-        raise ValueError("negative number or epoch")
+    if isinstance(row, Reading) and row.seq != UNNUMBERED:
+        if not 0 <= row.seq < _WIDEST_NS or not 0 <= row.epoch <= _EPOCH_MAX:
+            raise ValueError("number or epoch out of range")
+        for digits in (row.value, row.temp_c, row.vin):
+            if digits is not None and not NUMBER.fullmatch(digits.encode()):
+                raise ValueError(f"not a number: {digits!r}")
     if abs(row.mono_ns) >= _WIDEST_NS:
         raise ValueError("mono_ns is no clock's")
     if not 0 <= row.utc_ns < _LATEST_NS:
-        raise ValueError("a label outside 1970 to 2200 is no clock's")
+        raise ValueError("a label outside 1970 to 2100 is no clock's")
 
 
 def _with(columns: list[Column], known: Sequence[tuple[int, _Row]]) -> list[Column]:

@@ -98,7 +98,8 @@ class _File:
         self._sink = sink
 
     def write(self, data: bytes) -> int:
-        self._sink.write(bytes(data))
+        if not self._sink.closed:  # a writer that was given up closes itself when it is forgotten
+            self._sink.write(bytes(data))
         return len(data)
 
     def tell(self) -> int:

@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from common.files import read_json, read_lines
+from common.manifest import MANIFEST, SINCE
 from common.messages import Epoch, Marker, Reading, to_json
 from topside_daemon.fusion.cockpit import METADATA_FILE, Metadata, read_metadata, with_measured
 from topside_daemon.fusion.columns import INWATER, SURFACE, UNNUMBERED
@@ -38,6 +39,7 @@ from topside_daemon.fusion.timeline import ANCHOR_ROWS, Beginning
 
 SESSION_FILE = "session.json"
 MARKERS_FILE = "markers.jsonl"
+BESIDE_CHUNKS = (SESSION_FILE, MARKERS_FILE, MANIFEST, SINCE)
 BLOCK_ROWS = 16_384  # of rows that had to be sorted
 ABSENT_SHOWN = 5  # chunks that are not there, by name
 
@@ -152,7 +154,7 @@ def read_session(path: Path, kernel: Kernel | None = None, scratch: Path | None 
         SessionError: there is no recording at *path*, or more than one.
         OSError: a file cannot be read.
     """
-    inwater, surface = _locate(path)
+    inwater, surface = locate(path)
     kernel = kernel or choose_kernel()
     with ExitStack() as held:
         readers = [_StreamReader(path, kernel, scratch, held) for _ in range(2)]
@@ -188,8 +190,12 @@ def has_chunks(folder: Path) -> bool:
         return False
 
 
-def _locate(path: Path) -> tuple[Path | None, Path | None]:
-    """The folders of the in-water and of the surface stream."""
+def locate(path: Path) -> tuple[Path | None, Path | None]:
+    """The folders of the in-water and of the surface stream.
+
+    Raises:
+        SessionError: there is no recording at *path*, or more than one of a sensor.
+    """
     if not path.is_dir():
         raise SessionError(f"{path}: no such folder: give the folder of a session")
     if chunk_files(path):
@@ -328,14 +334,14 @@ def read_inputs(path: Path, labelled: bool) -> list[Input]:
         SessionError: as read_session.
         OSError: likewise.
     """
-    folders = _locate(path)
+    folders = locate(path)
     streams = [stream_input(folder, path) for folder in folders if folder is not None]
     return streams + _beside(path, folders, labelled)
 
 
 def read_settings(path: Path) -> Settings:
-    """How a session says that it is to be fused."""
-    return _read_record(path, []).fusion
+    """How a session says that it is to be fused; one sensor's folder does not."""
+    return Settings() if path in locate(path) else _read_record(path, []).fusion
 
 
 def _climb(streams: tuple[Stream, Stream], metadata: Metadata, kernel: Kernel, notes: list[str]) -> Ladder:
@@ -366,7 +372,7 @@ def _beside(path: Path, folders: Sequence[Path | None], labelled: bool) -> list[
     """The files beside the chunks that a fusion looks at."""
     names = [EXCHANGES_FILE, SESSION_FILE, *([METADATA_FILE] if labelled else [])]
     files = [path / name for name in names]
-    files += [folder / name for folder in folders if folder for name in (SESSION_FILE, MARKERS_FILE)]
+    files += [folder / name for folder in folders if folder for name in BESIDE_CHUNKS]
     return [_input(file, path) for file in dict.fromkeys(files) if file.is_file()]
 
 

@@ -7,6 +7,7 @@ from topside_daemon.fusion.settings import Settings
 
 GAP_PERIODS = 1.5  # a longer interval is a gap in the stream, not jitter
 DROPOUT_PERIODS = 3  # a longer interval is a sensor that was away
+MOST_NS = 3_600_000_000_000  # that a tolerance or a hold can be
 FALLBACK_PERIOD_NS = 1_000_000_000  # of two sensors too short to show one: the slow one's usual period
 
 
@@ -40,11 +41,11 @@ def tolerance_ns(settings: Settings, inwater: Rhythm, surface: Rhythm, clock_sd_
     paired further apart is not one moment.
     """
     if settings.tolerance_ms is not None:
-        return round(settings.tolerance_ms * 1e6)
+        return round(settings.tolerance_ms * 1e6)  # an hour at most
     periods = [one.period_ns for one in (inwater, surface) if one.period_ns]
     period_ns = max(periods, default=FALLBACK_PERIOD_NS)
     if settings.tolerance_periods is not None:
-        return round(settings.tolerance_periods * period_ns)
+        return min(round(settings.tolerance_periods * period_ns), MOST_NS)
     half_ns, jitter_ns = period_ns / 2, inwater.jitter_ns + surface.jitter_ns
     return int(half_ns + min(jitter_ns, half_ns) + min(2 * clock_sd_ns, half_ns))
 

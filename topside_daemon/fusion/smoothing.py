@@ -8,9 +8,10 @@ from statistics import fmean
 
 from msgspec import Struct
 
-from topside_daemon.fusion.columns import column_of
+from topside_daemon.fusion.columns import LENGTH_MAX, OFFSET_SHIFT, column_of
 from topside_daemon.fusion.dejitter import FAR_NS, Run, dejitter
 from topside_daemon.fusion.index import Block, Index
+from topside_daemon.fusion.stock import Stock
 from topside_daemon.fusion.texts import Texts
 
 PIECE_ROWS = 1 << 15  # smoothed together: 36 minutes at 15 Hz
@@ -55,11 +56,17 @@ def smooth(index: Index, texts: Texts | None, into: Index) -> tuple[Index, Smoot
 def _refusal(index: Index, texts: Texts | None) -> str:
     if not index.rows or texts is None:
         return "there are no readings"
+    text = Stock("B")
     for block in index.blocks():
         if block.epoch < 0:
             return "the readings have no numbers"
-        if bytes(texts.row(block.span[0])).split(b",")[2] != b"freerun":
-            return "the sensor was polled: its pace is the poller's"
+        text.clear()
+        start, spans = texts.of(block, text)
+        content = bytes(text.view)
+        for span in spans:
+            first = (span >> OFFSET_SHIFT) - start
+            if content[first : first + (span & LENGTH_MAX)].split(b",", 3)[2] != b"freerun":
+                return "the sensor was polled: its pace is the poller's"
     return ""
 
 

@@ -19,8 +19,9 @@ RUN_BLOCKS = 4  # sorted together in memory
 MERGED_ROWS = 1024  # of each run that are in memory while they are merged
 
 Keys = Callable[[Block], Iterable[Any]]
-Row = tuple[Any, ...]  # key, epoch, at, utc, seq, span, moved: in this order rows of one key are told apart
+Row = tuple[Any, ...]  # key, epoch, at, utc, seq, span, moved
 
+_key = itemgetter(0)
 _epoch = itemgetter(1)
 
 
@@ -30,14 +31,16 @@ def by_clock(block: Block) -> Iterator[Any]:
 
 
 def sorted_rows(index: Index, keys: Keys, scratch: Spill) -> Iterator[Row]:
-    """All rows in the order of their keys."""
+    """All rows in the order of their keys; those of one key as they were."""
     runs: list[Index] = []
     blocks = index.blocks()
     while some := list(islice(blocks, RUN_BLOCKS)):
         run = Index(scratch)
-        fill(run, sorted(chain.from_iterable(_rows(block, keys) for block in some)), MERGED_ROWS)
+        fill(run, sorted(chain.from_iterable(_rows(block, keys) for block in some), key=_key), MERGED_ROWS)
         runs.append(run)
-    return merge(*(chain.from_iterable(_rows(block, keys) for block in run.blocks()) for run in runs))
+    return merge(
+        *(chain.from_iterable(_rows(block, keys) for block in run.blocks()) for run in runs), key=_key
+    )
 
 
 def _rows(block: Block, keys: Keys) -> Iterator[Row]:

@@ -15,7 +15,7 @@ class Spill:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """*folder*: where it may write, as much as the recording has, at most; None for the place of the
+        """*folder*: where it may write, about as much as the recording has; None for the place of the
         system."""
         self._file = SpooledTemporaryFile(MEMORY_BYTES, dir=str(folder) if folder else None)  # noqa: SIM115  closed by close
         self.size = 0

@@ -95,12 +95,14 @@ class Batch(NamedTuple):
 
 
 class _File(NamedTuple):
-    """fd: open, where the file may get another name at any time; else -1."""
+    """fd: open, where the file may get another name at any time; else -1. identity: tells it from another one
+    of its name."""
 
     name: str
     base: int
     size: int
     fd: int
+    identity: tuple[int, ...]
 
 
 def stream_input(folder: Path, root: Path) -> Input:
@@ -182,6 +184,7 @@ class Texts:
                 if file.size > WHOLE_BYTES or file.fd >= 0:
                     yield from waiting.release(buffer)
                     yield from self._stream(file, fd, buffer)
+                    self._hold_against(known.get(name), file)
                     continue
                 content = view[waiting.size : waiting.size + file.size]
                 _read_into(fd, content, 0, name)
@@ -191,11 +194,17 @@ class Texts:
             digest = hashlib.sha256(content).hexdigest()
             self._hashes.append(digest)
             sealed = known.get(name)
-            if sealed not in (None, digest):
-                self.changed.append(self._name(file))
-            ours = buffer.startswith(_OUR_HEAD, waiting.size) or is_ours(bytes(content[:4096]))
+            self._hold_against(sealed, file)
+            ours = buffer.startswith(_OUR_HEAD, waiting.size, waiting.size + file.size) or is_ours(
+                bytes(content[:4096])
+            )
             yield from waiting.add(buffer, file, ours, sealed == digest, self._name(file))
         yield from waiting.release(buffer)
+
+    def _hold_against(self, sealed: str | None, file: _File) -> None:
+        """Whether the file that was read last is as it was sealed."""
+        if sealed not in (None, self._hashes[-1]):
+            self.changed.append(self._name(file))
 
     def _look_for(self, chunks: Sequence[Chunk], names: Sequence[str]) -> None:
         """What had been sealed. Old recorders combine their chunks and remove them."""
@@ -210,12 +219,13 @@ class Texts:
         try:
             fd = self._descriptor(name)
         except FileNotFoundError:
-            name = Path(name).with_suffix(".csv").name
+            name = f"{name.removesuffix('.tmp').removesuffix('.csv')}.csv"
             fd = self._descriptor(name)
-        size = os.fstat(fd).st_size
-        file = _File(name, self._end, size, fd if name.endswith(".tmp") else -1)
+        about = os.fstat(fd)
+        kept = fd if name.endswith(".tmp") else -1
+        file = _File(name, self._end, about.st_size, kept, _identity(about))
         self._files.append(file)
-        self._end += size
+        self._end += about.st_size
         return file, fd
 
     def _descriptor(self, name: str) -> int:
@@ -252,9 +262,12 @@ class Texts:
         if place >= BEYOND:
             [place] = _PLACE.unpack(self._beyond.read(place - BEYOND - _PLACE.size, _PLACE.size))
         file = self._files[bisect_right(self._files, place, key=_base) - 1]
-        before = bytearray(place - file.base)
-        self._read(file.base, memoryview(before))
-        return self._name(file), 1 + before.count(b"\n")
+        line, piece = 1, bytearray(BATCH_BYTES)
+        for start in range(file.base, place, BATCH_BYTES):
+            view = memoryview(piece)[: place - start]
+            self._read(start, view)
+            line += piece.count(b"\n", 0, len(view))
+        return self._name(file), line
 
     def of(self, block: Block, stock: Stock) -> tuple[int, Column]:
         """Add the text of a block to a stock; returns the place of its first byte, and the spans to look
@@ -308,6 +321,8 @@ class Texts:
             self._let_go()
             fd = self._descriptor(file.name)
             self._last = (file.name, fd)
+            if _identity(os.fstat(fd)) != file.identity:
+                raise OSError(errno.ESTALE, "it has changed while it was fused: fuse again", file.name)
         return fd
 
     def _let_go(self) -> None:
@@ -321,6 +336,10 @@ class Texts:
             if file.fd >= 0:
                 os.close(file.fd)
         self._files.clear()
+
+
+def _identity(about: os.stat_result) -> tuple[int, ...]:
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 class _Waiting:

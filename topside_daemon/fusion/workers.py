@@ -15,7 +15,8 @@ Done = Iterator[tuple[int, Outcome]]  # number of the job, and what came of it
 
 def on_this_machine(jobs: Sequence[Job], workers: int) -> Done:
     """In so many processes. One that dies costs the session that it was at, and no other."""
-    with _pool(workers) as pool:
+    pool = _pool(workers)
+    try:
         waiting = {pool.submit(work_off, job): number for number, job in enumerate(jobs)}
         orphans: list[int] = []
         for future in as_completed(waiting):
@@ -23,6 +24,8 @@ def on_this_machine(jobs: Sequence[Job], workers: int) -> Done:
                 yield waiting[future], future.result()
             except BrokenProcessPool:  # one of those at work has died, and nobody knows which
                 orphans.append(waiting[future])
+    finally:
+        pool.shutdown(cancel_futures=True)
     with ThreadPoolExecutor(workers) as threads:
         alone = {threads.submit(_by_itself, jobs[number]): number for number in orphans}
         for done in as_completed(alone):

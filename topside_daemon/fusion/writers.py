@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from io import FileIO
@@ -23,10 +24,15 @@ class Products:
         OSError: the folder cannot be written; whatever was there is still there.
     """
 
-    def __init__(self, folder: Path, seal: str) -> None:
-        """*seal*: the file that takes its place last, and so says that the others are whole."""
+    def __init__(self, folder: Path, seal: str, replaced: Sequence[str] = ()) -> None:
+        """
+        Args:
+            seal: the file that takes its place last, and so says that the others are whole.
+            replaced: files that go when the new ones come.
+        """
         self._folder = folder
         self._name = seal
+        self._replaced = replaced
         self._sinks: dict[str, Sink] = {}
         self._open = ExitStack()
 
@@ -54,17 +60,26 @@ class Products:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        left = [*(name for name in self._sinks if name != self._name), self._name]
         with self._open:
             try:
                 if kind is None:
                     for sink in self._sinks.values():
                         sink.finish()
-                    for name in self._sinks:
-                        self._temporary(name).replace(self._folder / name)
+                    self._withdraw()
+                    while left:
+                        self._temporary(left[0]).replace(self._folder / left[0])
+                        del left[0]
                     fsync_folder(self._folder)
             finally:
-                for name in {*self._sinks, self._name}:
+                for name in left:  # the seal, which holds the lock, at the end
                     self._temporary(name).unlink(missing_ok=True)
+
+    def _withdraw(self) -> None:
+        """The old ones are no longer whole from here on, and those of other formats are of another time."""
+        for name in (self._name, *self._replaced):
+            (self._folder / name).unlink(missing_ok=True)
+        fsync_folder(self._folder)
 
 
 def _locked(path: Path) -> FileIO:
@@ -91,6 +106,7 @@ class Sink:
         self._syncing: Future[None] | None = None
         self._written = self._synced = 0
         self.size = 0  # bytes taken
+        self.closed = False
 
     def __enter__(self) -> "Sink":
         return self
@@ -134,6 +150,7 @@ class Sink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.closed = True
         with self._file, self._syncer, self._writer:
             pass
 

@@ -136,7 +136,7 @@ class Kernel(Protocol):
         """How many rows have each of the eight combinations of flags."""
 
     def shift(self, values: Column, by: int, into: Column) -> None:
-        """All values, plus one."""
+        """All values, plus *by*."""
 
     def outliers(self, values: Column, before: int, least: int, most: int) -> list[int]:
         """Which values come less than *least* or more than *most* behind the one before them."""

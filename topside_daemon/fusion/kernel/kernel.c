@@ -6,6 +6,9 @@
  * each operation rounded by itself (-ffp-contract=off), in the order that numpy and Python use too.
  */
 
+#define _POSIX_C_SOURCE 200809L /* newlocale */
+
+#include <locale.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,7 +17,14 @@
 
 #if defined _WIN32
 #define EXPORT __declspec(dllexport)
+typedef void *locale_t;
+#define LC_NUMERIC_MASK 0
+#define newlocale(mask, name, base) ((locale_t)0)
+#define uselocale(wanted) ((locale_t)0)
 #else
+#if defined __APPLE__
+#include <xlocale.h>
+#endif
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
@@ -71,7 +81,7 @@ static int minute_of(const u8 *p, i64 *minute_s)
     int century = two(p), year = two(p + 2), month = two(p + 5), day = two(p + 8), hour = two(p + 11);
     int minute = two(p + 14);
     if (p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':') return 0;
-    if (century > 21 || century < 19 || year > 99 || month < 1 || month > 12 || hour > 23 || minute > 59) return 0;
+    if (century > 20 || century < 19 || year > 99 || month < 1 || month > 12 || hour > 23 || minute > 59) return 0;
     year += 100 * century;
     int leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
     if (year < 1970 || day < 1 || day > lengths[month - 1] + (leap && month == 2)) return 0;
@@ -151,10 +161,12 @@ static const u8 *count_field(const u8 *p, const u8 *end, i64 *value)
 }
 
 static uint32_t crc_table[8 * 256];
+static locale_t plain_numbers; /* of the host program others may have chosen another decimal point */
 
 /* To be called once, before any scan. */
 EXPORT void qs_begin(void)
 {
+    plain_numbers = newlocale(LC_NUMERIC_MASK, "C", (locale_t)0);
     for (uint32_t n = 0; n < 256; n++) {
         uint32_t c = n;
         for (int bit = 0; bit < 8; bit++) c = c & 1 ? 0xEDB88320u ^ c >> 1 : c >> 1;
@@ -811,6 +823,7 @@ EXPORT void qs_weave(const side *in, const clock_columns *clock, const side *su,
 {
     writer w = {out, -(1LL << 62), {0}};
     const u8 *end = out + room;
+    locale_t hosts = o->percent && plain_numbers ? uselocale(plain_numbers) : (locale_t)0;
     i64 s = cursor[0] - su->first, partner = cursor[1] - su->first, before = cursor[2], i = done[0];
     for (; i <= in->n; i++) {
         if (i == in->n && !final) break;
@@ -853,4 +866,5 @@ full:
     cursor[2] = before;
     done[0] = i;
     done[1] = w.p - out;
+    if (hosts) uselocale(hosts);
 }

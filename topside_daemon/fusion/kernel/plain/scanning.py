@@ -86,12 +86,12 @@ def _layout_of(line: bytes, ours: bool) -> _Layout | None:
 
 @lru_cache(maxsize=4096)
 def _minute_ns(head: bytes) -> int | None:
-    """The minute that a stamp begins with; None if there is no such minute between 1970 and 2199."""
+    """The minute that a stamp begins with; None if there is no such minute between 1970 and 2099."""
     try:
         moment = datetime.strptime(head.decode("ascii"), "%Y-%m-%dT%H:%M:").replace(tzinfo=UTC)
     except ValueError:
         return None
-    return round(moment.timestamp()) * NS if 1970 <= moment.year < 2200 else None
+    return round(moment.timestamp()) * NS if 1970 <= moment.year < 2100 else None
 
 
 def scan(
