@@ -26,6 +26,8 @@ from tests.sim.dives import Plan, draw_dive, fast_start
 from tests.sim.table import format_row, kernels
 from topside_daemon.fusion.command import main
 from topside_daemon.fusion.fuse import fuse_session
+from topside_daemon.fusion.readers import read_session
+from topside_daemon.fusion.sorting import RUN_BLOCKS
 from topside_daemon.fusion.stream import FusedRow
 from topside_daemon.fusion.tables import COLUMNS, file_name
 from topside_daemon.fusion.writers import Products
@@ -305,15 +307,21 @@ def test_who_makes_the_same_next_is_left_alone(tmp_path: Path, monkeypatch: pyte
 
 
 def test_rows_of_one_label_stay_in_the_order_of_arrival(tmp_path: Path) -> None:
-    """Also across the runs that are sorted by themselves, where a step of the clock has mixed them."""
-    count, step = 200_000, 150_000
-    at_ns = [n // 2 * 2 * MS - (100 * MS if n >= step else 0) for n in range(count)]
-    rows = [old_row(at, f"{n}.5") for n, at in enumerate(at_ns)]
-    (tmp_path / "session.csv").write_text("\n".join([OLD_HEADER, *rows]) + "\n")
+    """Also across the runs that are sorted by themselves, where one row that is late has them all sorted."""
+
+    def write(twice: int) -> None:
+        at_ns = [(n - (n == twice)) * S // 15 - (n == 10) * S // 10 for n in range(80_000)]
+        rows = [old_row(at, f"{n}.5") for n, at in enumerate(at_ns)]
+        (tmp_path / "session.csv").write_text("\n".join([OLD_HEADER, *rows]) + "\n")
+
+    write(twice=-1)
+    with read_session(tmp_path) as session:
+        boundary = [block.first for block in session.inwater.index.blocks()][RUN_BLOCKS]
+    write(twice=boundary)
     for kernel in kernels():
         fuse_session(tmp_path, kernel=kernel)
-        told = [(row["timestamp"], float(row["inwater_value"])) for row in fused(tmp_path)]
-        assert told == sorted(told) and len(told) == count
+        told = [float(row["inwater_value"]) for row in fused(tmp_path)]
+        assert told[boundary - 2 : boundary + 2] == [n + 0.5 for n in range(boundary - 2, boundary + 2)]
 
 
 def test_polled_readings_among_others_have_no_pace(tmp_path: Path) -> None:
