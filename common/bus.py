@@ -73,6 +73,7 @@ class Publisher:
         try:
             own = keyring.key_pair()
         except (OSError, ValueError) as error:
+            self._end()
             raise ConfigError(f"the keys cannot be had: {error}: look at the folder keys") from None
         self._socket.curve_publickey = own.public.encode("ascii")
         self._socket.curve_secretkey = own.secret.encode("ascii")
