@@ -3,7 +3,7 @@
 
 # ARGS= is passed on: to the demo, to pytest, to the benchmark.
 campaigns := kill crash faults cuts markers chaos fuzz soak latency clocksteps netns cutoff
-.PHONY: demo test check bench bench-clock campaigns $(campaigns) lock clean runtime dev peers
+.PHONY: demo test check bench bench-clock reference campaigns $(campaigns) lock clean runtime dev peers
 
 demo: runtime
 	@.venv/bin/python -m topside_daemon demo $(ARGS)
@@ -24,6 +24,9 @@ bench: dev
 
 bench-clock: dev
 	@.venv/bin/python -m tests.bench.clock $(ARGS)
+
+reference: dev
+	@PYTHONPATH=. .venv/bin/python deploy/reference.py
 
 # Long trials of what is promised; netns and parts of others need root, crash and faults need strace,
 # clocksteps needs libfaketime.

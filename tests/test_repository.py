@@ -1,5 +1,6 @@
 """The frame around the code: set-up, lock files, units, and what must never be committed."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -257,3 +258,12 @@ def test_a_wheel_holds_the_daemons_and_their_kernel(tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=place, capture_output=True, text=True, check=True
     ).stdout.split()
     assert said == ["compiled" if library.exists() else "numpy", str(place / "common" / "__init__.py")]
+
+
+def test_the_reference_is_that_of_the_types() -> None:
+    """Made anew, `deploy/reference.md` is what is committed: otherwise `make reference` is due."""
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "deploy" / "reference.py")
+    assert spec is not None and spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    assert (ROOT / "deploy" / "reference.md").read_text(encoding="utf-8") == reference.text()
