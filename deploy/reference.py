@@ -43,8 +43,8 @@ from topside_daemon.products import SessionRecord
 HEAD = """\
 # Reference
 
-Made from the types by `make reference`; do not edit. The Pi serves its part of it at `/docs`, to read, and both
-daemons theirs at `/openapi.json`, for programs. A request that is not met is answered with
+Made from the types by `make reference`; do not edit. The Pi serves its part of it at `/docs`, to read, and
+both daemons theirs at `/openapi.json`, for programs. A request that is not met is answered with
 `{"detail": "one line: cause and cure"}`.
 """
 BUS = (
