@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
+from common import VERSION
 from common.announcer import Announcer
 from common.bus import STATUS, SURFACE, Publisher
 from common.clock import ClockWatch, SystemClock, machine_id
@@ -18,7 +19,7 @@ from common.files import read_json, why
 from common.guard import Guard, check_exposure, of_interface
 from common.instrument import Arrival, Instrument
 from common.keys import Wallet
-from common.messages import ChunkFrame, Reading, ReadingFrame, StatusFrame
+from common.messages import PROTOCOL, ChunkFrame, Reading, ReadingFrame, StatusFrame
 from common.metrics import Metric, counts, gauge, stream_metrics
 from common.recorder import RecordingEnded
 from common.room import RoomWatch
@@ -34,6 +35,7 @@ from topside_daemon.pi import Pi, PiError
 from topside_daemon.pibus import PiBus
 from topside_daemon.products import SessionRecord
 from topside_daemon.session import Session
+from topside_daemon.versions import compare
 
 log = logging.getLogger(__name__)
 
@@ -273,7 +275,13 @@ class Daemon:
         inwater = self._bus.status if self._bus else None
         return {
             "session": self._describe(self._session, brief) if self._session else None,
-            "pi": {"url": self._config.pi, "bus": self._bus.state if self._bus else "no Pi configured"},
+            "version": VERSION,
+            "protocol": PROTOCOL,
+            "pi": {
+                "url": self._config.pi,
+                "bus": self._bus.state if self._bus else "no Pi configured",
+                "version": compare(self._bus.about) if self._bus and self._bus.about else None,
+            },
             "inwater": _told_of(inwater) if inwater else None,
             "surface": msgspec.to_builtins(self._instrument.health()) if self._instrument else None,
             "events": dict(self._announcer.events),
