@@ -4,9 +4,10 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from common.bus import check_address
 from common.guard import Security
 from common.instrument import SerialSettings
-from common.service import DaemonConfig
+from common.service import DaemonConfig, split_address
 
 
 class Recording(Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,3 +51,9 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     serial: SerialSettings = SerialSettings()
     recording: Recording = Recording()
     simulation: Simulation = Simulation()
+
+    def check(self) -> None:
+        split_address(self.http)
+        check_address(self.bus)
+        if self.time is not None:
+            split_address(self.time)

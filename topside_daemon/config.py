@@ -4,9 +4,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from common.bus import check_address
+from common.clock import SystemClock
 from common.instrument import SerialSettings
-from common.service import DaemonConfig
+from common.service import DaemonConfig, split_address
 from topside_daemon.fusion.settings import Settings
+from topside_daemon.pi import Pi
 
 
 class Markers(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,3 +57,9 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     recording: Recording = Recording()
     fusion: Settings = Settings()
     """How sessions are fused; kept with each of them."""
+
+    def check(self) -> None:
+        split_address(self.http)
+        check_address(self.bus)
+        if self.pi is not None:
+            Pi(self.pi, SystemClock())
