@@ -212,9 +212,9 @@ def check_told(health: Mapping[str, Any], what: str = "sensor") -> Finding:
     """A sensor as the daemon that has it tells."""
     state, detail, port = (str(health.get(key) or "") for key in ("state", "detail", "port"))
     if state in FLOWING:
-        return Finding("ok", what, f"{state} on {port}, says the running daemon")
+        return Finding("ok", what, f"the running daemon hears it on {port}: {state}")
     level: Level = "warn" if state in _COMING else "FAIL"
-    return Finding(level, what, f"{state}: {detail}, says the running daemon")
+    return Finding(level, what, f"the running daemon says {state or 'nothing of it'}: {detail}")
 
 
 def look_at_machine(clock: Clock) -> Iterator[Finding]:
@@ -238,9 +238,18 @@ def _is_user(name: str) -> bool:
     return False
 
 
-def look_at_folder(folder: Path, least_mb: float | None, running: Running | None) -> Iterator[Finding]:
-    """The data folder and the room on its disk; what is tried leaves nothing behind."""
-    holders = [] if running else lockers_of(str(folder))
+def look_at_folder(
+    folder: Path, least_mb: float | None, running: Running | None, own: list[Program]
+) -> Iterator[Finding]:
+    """The data folder and the room on its disk; what is tried leaves nothing behind.
+
+    Args:
+        running: our daemon, if it runs.
+        own: the programs that this may be; empty if this user may not see it.
+    """
+    holders = [one for one in lockers_of(str(folder)) if one not in own]
+    if running and not own:
+        holders = []
     yield check_folder(folder, folder.is_dir(), _try_folder(folder), holders)
     with suppress(OSError):
         usage = shutil.disk_usage(_nearest(folder))

@@ -20,6 +20,7 @@ from common.doctor import (
     own_programs,
     own_url,
 )
+from common.holders import Program
 from common.service import ConfigError, read_config, split_address
 from pi_daemon.config import Config
 from pi_daemon.daemon import TIME_PORT_ABOVE_HTTP
@@ -42,9 +43,10 @@ async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
         yield finding
     running = await _running(config.http)
     ours = running if running and running.protocol else None
-    for finding in look_at_folder(Path(config.data), config.recording.min_free_mb, ours):
+    own = own_programs(config.http, running)
+    for finding in look_at_folder(Path(config.data), config.recording.min_free_mb, ours, own):
         yield finding
-    for finding in _addresses(config, running):
+    for finding in _addresses(config, running, own):
         yield finding
     if ours is not None:
         yield check_told(await get_json(f"{own_url(config.http)}/instrument/health") or {})
@@ -69,8 +71,7 @@ async def _running(http: str) -> Running | None:
     return Running(str(told.get("git")), told.get("protocol"), told)
 
 
-def _addresses(config: Config, running: Running | None) -> Iterator[Finding]:
-    own = own_programs(config.http, running)
+def _addresses(config: Config, running: Running | None, own: list[Program]) -> Iterator[Finding]:
     yield look_at_address(Listening("http", config.http), running, own)
     yield look_at_address(Listening("bus", config.bus), running, own)
     host, port = split_address(config.time or config.http)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import common.probe
 import common.sensor
 import common.simulator.firmware
 from common.clock import SystemClock
+from common.doctor import check_heard
 from common.holders import users_of
 from common.probe import Probed, probe
 from common.simulator import Simulator
@@ -73,16 +75,6 @@ async def test_a_sensor_is_told_and_runs_on_as_it_was(link: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_polled_sensor_is_asked_and_stays_polled(link: Path) -> None:
-    """It says nothing by itself: it is found by its menu, and its readings are fetched with its own tag."""
-    async with simulator(link, polled=True, tag="B") as sensor:
-        told = await hear(link)
-        assert (told.heard, told.state) == (True, "polled")
-        assert told.config is not None and (told.config.mode, told.config.tag) == ("polled", "B")
-        assert (sensor.eeprom.polled, sensor.eeprom.tag) == (True, "B")
-
-
-@pytest.mark.usefixtures("quick")
 async def test_a_sensor_left_in_its_menu_samples_afterwards(link: Path) -> None:
     """Somebody else's menu is left by the sensor's own X."""
     async with simulator(link) as sensor:
@@ -93,22 +85,51 @@ async def test_a_sensor_left_in_its_menu_samples_afterwards(link: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_what_is_wrong_with_a_line_is_told(tmp_path: Path) -> None:
-    """Silence, with the speed; a sensor that is heard and hears nothing of us."""
-    async with Device(tmp_path / "mute") as mute, Device(tmp_path / "deaf") as deaf:
+async def test_whatever_is_on_a_line_is_told(tmp_path: Path) -> None:
+    """By the probe, and by the doctor with the cure. All at once, for each takes its seconds:
+
+    nothing; noise at every speed; a sensor at another speed, at which what is heard looks like text; one that
+    hears nothing of us; one that is polled, which is found by its menu and read with its own tag.
+    """
+    rng = random.Random(5)
+    async with (
+        Device(tmp_path / "mute") as mute,
+        Device(tmp_path / "noisy") as noisy,
+        Device(tmp_path / "other", 19200) as other,
+        Device(tmp_path / "deaf") as deaf,
+        simulator(tmp_path / "polled", polled=True, tag="B") as sensor,
+    ):
+        noisy.stream(hz=50.0, line=rng.randbytes(60).replace(b"\n", b"\0").decode("latin-1"))
+        other.stream()
         deaf.stream()
-        silent, unheard = await asyncio.gather(hear(mute.link, 9600, deaf_s=1.0), hear(deaf.link, 9600))
+        silent, garbled, found, unheard, polled = await asyncio.gather(
+            hear(mute.link, 9600, deaf_s=1.0),
+            hear(noisy.link, 9600, ask=False, longest_s=5.5),
+            hear(other.link, 9600, ask=False),
+            hear(deaf.link, 9600),
+            hear(sensor.link),
+        )
     assert (silent.heard, silent.heard_bytes, silent.speeds_tried) == (False, 0, [9600])
     assert "heard     nothing, at 9600 baud" in str(silent)
+    said = f"FAIL sensor: nothing and no reading on {mute.link} at 9600 baud: check cable and power"
+    assert str(check_heard(silent, 9600)).startswith(said)
+
+    assert not garbled.heard and garbled.heard_bytes > 1000
+    assert garbled.speeds_tried[:3] == [9600, 19200, 38400]
+    assert f"{garbled.heard_bytes} bytes and no reading, at 9600, 19200" in str(garbled)
+    judged = check_heard(garbled, 9600)
+    assert judged.level == "FAIL" and "bytes and no reading" in judged.detail and "--baud" in judged.detail
+
+    assert (found.heard, found.baud, found.speeds_tried) == (True, 19200, [9600, 19200])
+    cure = "it speaks at 19200 baud, not at 9600: set baud = 19200 under [serial], or --baud 19200"
+    assert str(check_heard(found, 9600)) == f"warn sensor: {cure}"
+
     assert unheard.heard and unheard.config is None and unheard.value == "0.010157"
     assert "does not answer ESC: check the line towards the sensor" in str(unheard)
 
-
-def test_noise_is_told_with_the_speeds_that_were_tried() -> None:
-    """How much was heard, and at which speeds."""
-    told = Probed("/dev/x", "garbled", "not text: check", False, 9600, [9600, 19200], heard_bytes=77)
-    assert "heard     77 bytes and no reading, at 9600, 19200 baud" in str(told)
-    assert "trouble   garbled: not text: check" in str(told)
+    assert (polled.heard, polled.state) == (True, "polled")
+    assert polled.config is not None and (polled.config.mode, polled.config.tag) == ("polled", "B")
+    assert (sensor.eeprom.polled, sensor.eeprom.tag) == (True, "B")
 
 
 async def test_a_port_that_another_program_has_is_not_touched(link: Path) -> None:

@@ -36,7 +36,7 @@ BUS_S = 4.0  # the Pi speaks every second
 PROBES = 4
 WALL_S = 2.0  # by which both wall clocks may differ without a word
 HTTP_PORT = 80
-NO_SURFACE = {"state": "none", "detail": "it was started without --serial: restart it"}
+NO_SURFACE = {"state": "no port configured", "detail": "it was started without --serial: restart it"}
 
 
 async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
@@ -53,9 +53,9 @@ async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
     for finding in check_config(config):
         yield finding
     running = await _running(config.http)
-    for finding in look_at_folder(Path(config.data), None, running):
-        yield finding
     own = own_programs(config.http, running)
+    for finding in look_at_folder(Path(config.data), None, running, own):
+        yield finding
     for wanted in (Listening("http", config.http), Listening("bus", config.bus)):
         yield look_at_address(wanted, running, own)
     if config.serial.port is None:
@@ -106,8 +106,7 @@ def check_version(url: str, about: About) -> Finding:
     found = f"{url} answers, version {version.pi}: {version.state}"
     if version.state in ("same", "compatible"):
         return Finding("ok", "pi", found)
-    level = "warn" if version.state == "old api" else "FAIL"
-    return Finding(level, "pi", f"{found}: {version.detail}")  # type: ignore[arg-type]
+    return Finding("warn" if version.state == "old api" else "FAIL", "pi", f"{found}: {version.detail}")
 
 
 def check_time(port: int, burst: list[Exchange]) -> list[Finding]:
