@@ -181,21 +181,20 @@ async def probe(
             if age_s > longest_s or (age_s > deaf_s and not ear.instrument.heard_bytes):
                 break
             await asyncio.sleep(LOOK_S)
-        told = ear.told(port)
-        for _ in range(round(LEAVE_S / LOOK_S)):
-            if not _is_talking(ear.instrument):
-                break
-            await asyncio.sleep(LOOK_S)
+        return ear.told(port)
     finally:
+        await _end_talk(ear.instrument)
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
-    return told
 
 
-def _is_talking(instrument: Instrument) -> bool:
-    """Whether the sensor is in its menu, or on the way there, on our behalf; one unheard need not be left."""
-    return instrument.heard_bytes > 0 and instrument.state in ("interview", "menu")
+async def _end_talk(instrument: Instrument) -> None:
+    """Let a sensor that is in its menu, or on the way there, come out of it; one unheard is in none."""
+    for _ in range(round(LEAVE_S / LOOK_S)):
+        if not instrument.heard_bytes or instrument.state not in ("interview", "menu"):
+            return
+        await asyncio.sleep(LOOK_S)
 
 
 def add_probe_flags(command: argparse.ArgumentParser) -> None:
