@@ -14,7 +14,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,7 @@ from msgspec import Struct
 
 from common.clock import HAS_RAW, Clock, Discipline
 from common.files import why
+from common.guard import Security, is_loopback
 from common.holders import Program, listeners_on, lockers_of, named
 from common.instrument import SerialSettings
 from common.messages import UNDECODABLE
@@ -178,13 +179,25 @@ def check_listening(
     return Finding("FAIL", wanted.what, text)
 
 
+def check_security(word: Security, http: str, partners: Sequence[str] | None) -> Finding:
+    """Who may ask. partners: who is paired with this daemon; None where nobody can be."""
+    if word == "local":
+        return Finding("ok", "security", "local: only this machine may ask")
+    if word == "legacy-lan":
+        better = "local" if partners is None else "paired"
+        cost = f"OPEN, whoever reaches {http} may read and steer"
+        cure = f'choose security = "{better}" once no old client is left'
+        return Finding("warn", "security", f"legacy-lan: {cost}: {cure}")
+    if not partners:
+        cure = "`python -m pi_daemon pair` shows a code for the topside"
+        return Finding("warn", "security", f"paired, and with nobody yet: {cure}")
+    return Finding("ok", "security", f"paired with {', '.join(partners)}")
+
+
 def check_reach(http: str, bus: str) -> list[Finding]:
     """Whether one is open to the tether and the other is not."""
-    closed = [
-        name
-        for name, address in (("http", http), ("bus", bus))
-        if split_address(address)[0].startswith(("127.", "::1", "localhost"))
-    ]
+    addresses = {"http": http, "bus": bus}
+    closed = [name for name, address in addresses.items() if is_loopback(split_address(address)[0])]
     if len(closed) != 1:
         return []
     cure = f"open both to the tether, or none: --{closed[0]} with 0.0.0.0 for the host"
@@ -310,11 +323,14 @@ async def look_at_sensor(serial: SerialSettings, clock: Clock) -> Finding:
     return check_heard(told, serial.baud)
 
 
-async def get_json(url: str) -> Mapping[str, Any] | None:
+async def get_json(url: str, token: str | None = None) -> Mapping[str, Any] | None:
     """The JSON object that is served there; None if there is none, for whatever reason."""
-    timeout = aiohttp.ClientTimeout(total=ASK_S)
+    timeout, headers = (
+        aiohttp.ClientTimeout(total=ASK_S),
+        {"Authorization": f"Bearer {token}"} if token else {},
+    )
     try:
-        async with aiohttp.ClientSession(timeout=timeout) as http, http.get(url) as response:
+        async with aiohttp.ClientSession(timeout=timeout) as http, http.get(url, headers=headers) as response:
             told = msgspec.json.decode(await response.read())
     except (aiohttp.ClientError, OSError, ValueError, *UNDECODABLE):
         return None

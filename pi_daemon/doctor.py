@@ -11,6 +11,7 @@ from common.doctor import (
     Listening,
     Running,
     check_reach,
+    check_security,
     check_told,
     get_json,
     look_at_address,
@@ -21,11 +22,17 @@ from common.doctor import (
     own_url,
 )
 from common.holders import Program
+from common.keys import Keyring
 from common.service import ConfigError, read_config, split_address
 from pi_daemon.config import Config
 from pi_daemon.daemon import TIME_PORT_ABOVE_HTTP
 
 SAMPLE = "deploy/pi.toml has every key"
+NOT_TOLD = Finding(
+    "warn",
+    "sensor",
+    "the running daemon has it, and tells only whom it is paired with: ask `python -m topside_daemon doctor`",
+)
 
 
 async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
@@ -34,7 +41,7 @@ async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
     for finding in look_at_machine(clock):
         yield finding
     try:
-        config = read_config(file, Config, overrides)
+        config = read_config(file, Config, overrides).located()
     except ConfigError as error:
         yield Finding("FAIL", "configuration", f"{error}: mend it; {SAMPLE}")
         return
@@ -49,7 +56,8 @@ async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
     for finding in _addresses(config, running, own):
         yield finding
     if ours is not None:
-        yield check_told(await get_json(f"{own_url(config.http)}/instrument/health") or {})
+        health = await get_json(f"{own_url(config.http)}/instrument/health")
+        yield NOT_TOLD if health is None else check_told(health)
     elif config.serial.port is None:
         yield Finding("FAIL", "sensor", "no port is configured: name the sensor's port with --serial PORT")
     else:
@@ -57,8 +65,12 @@ async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
 
 
 def check_config(config: Config) -> Iterator[Finding]:
-    """What the configuration alone tells."""
-    yield from check_reach(config.http, config.bus)
+    """What the configuration and the keys tell."""
+    keyring = Keyring(Path(config.data), SystemClock())
+    partners = [one.name for one in keyring.partners] if config.security == "paired" else []
+    yield check_security(config.security, config.http, partners)
+    if config.security == "paired":
+        yield from check_reach(config.http, config.bus)
     if config.simulation.active:
         text = "the clock is wrong on purpose: take [simulation] out of the configuration"
         yield Finding("warn", "simulation", text)

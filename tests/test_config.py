@@ -90,6 +90,7 @@ def test_a_fine_configuration_is_said_to_be_fine(tmp_path: Path, name: str) -> N
         ("pi", "[serial\n", ("TOML",)),
         ("pi", 'http = "nonsense"\n', ("'nonsense'", "HOST:PORT")),
         ("pi", 'time = "nonsense"\n', ("'nonsense'", "HOST:PORT")),
+        ("pi", 'http = "0.0.0.0:9150"\n', ("security is local", 'choose security = "paired"')),
         ("topside", 'bus = "ipc:///x"\n', ("ipc:///x", "tcp://HOST:PORT")),
         ("topside", 'pi = "192.168.2.2:9150"\n', ("192.168.2.2:9150", "give --pi http://")),
         ("topside", "[markers]\nprobes = 0\n", ("markers.probes",)),

@@ -28,10 +28,12 @@ from common.doctor import (
     check_machine,
     check_packages,
     check_reach,
+    check_security,
     check_user,
 )
 from common.messages import PROTOCOL
 from tests.sim.outsider import ROOT, as_nobody, call, program
+from tests.sim.partners import NAME, introduce
 from tests.sim.proxy import Proxy
 from tests.sim.rig import PiDaemon, TopsideDaemon, free_port
 from tests.sim.talker import Talker
@@ -339,6 +341,37 @@ def test_a_firewall_that_lets_http_through_alone_is_named(tmp_path: Path) -> Non
     assert f"open udp {about['time_port']} in the firewalls" in told["pi time"]
     assert told["pi bus"].startswith(f"FAIL pi bus: 127.0.0.2 tcp port {about['bus_port']}: refused")
     assert "start pi_daemon there with --bus tcp://0.0.0.0:" in told["pi bus"]
+
+
+def test_a_paired_pi_is_asked_with_the_keys_of_the_pairing(tmp_path: Path) -> None:
+    """Before the pairing its cure is named, after it all is heard; the Pi's own doctor has no token."""
+    with Talker(tmp_path / "sensor", 20.0) as talker, ExitStack() as stack:
+        pi = PiDaemon(tmp_path / "pi", serial=str(talker.link), security="paired")
+        pi.health = "/health"  # what it tells everybody
+        stack.enter_context(pi)
+        url = f"http://127.0.0.1:{pi.http}"
+        words = flags(tmp_path, pi=url)
+        told = doctor("topside", words)
+        assert told.code == 1
+        assert told["pi pairing"].startswith("FAIL pi pairing: not paired: ")
+        assert "python -m topside_daemon pair URL CODE" in told["pi pairing"]
+        assert "nobody yet: `python -m pi_daemon pair`" in doctor("pi", pi.command()[3:])["security"]
+        introduce(pi.data, tmp_path / "data", url)
+        told = doctor("topside", words)
+        assert told.code == 0, told.lines
+        assert told["pi bus"].startswith("ok ") and "the running daemon" in told["pi sensor"]
+        told = doctor("pi", pi.command()[3:])
+        assert told["security"] == f"ok   security: paired with {NAME}"
+        assert "tells only whom it is paired with" in told["sensor"] and told.code == 0
+
+
+def test_who_may_ask_is_told() -> None:
+    """Open to everybody is a warning with the way out; local is as it should be."""
+    assert check_security("local", "127.0.0.1:9150", None).level == "ok"
+    for partners, better in (([], "paired"), (None, "local")):
+        finding = check_security("legacy-lan", "0.0.0.0:9150", partners)
+        assert finding.level == "warn" and "OPEN, whoever reaches 0.0.0.0:9150" in finding.detail
+        assert f'choose security = "{better}"' in finding.detail
 
 
 def test_clocks_are_judged() -> None:

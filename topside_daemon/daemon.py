@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import structs
 
 from common import VERSION
 from common.announcer import Announcer
@@ -16,7 +15,7 @@ from common.bus import STATUS, SURFACE, Publisher
 from common.clock import ClockWatch, SystemClock, machine_id
 from common.disk import Disk
 from common.files import read_json, why
-from common.guard import Guard, check_exposure, of_interface
+from common.guard import Guard, check_exposure
 from common.instrument import Arrival, Instrument
 from common.keys import Wallet
 from common.messages import PROTOCOL, ChunkFrame, Reading, ReadingFrame, StatusFrame
@@ -57,7 +56,7 @@ class Daemon:
             FolderInUse: another daemon has the data folder.
             ConfigError: the folder or the bus address cannot be had, or may not, for security's sake.
         """
-        config = structs.replace(config, http=of_interface(config.http), bus=of_interface(config.bus))
+        config = config.located()
         check_exposure(config.security, http=config.http, bus=config.bus)
         self._config = config
         self._supervisor = supervisor

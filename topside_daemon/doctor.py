@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from common.bus import INWATER, Subscriber
+from common.bus import INWATER, BusKeys, Subscriber
 from common.clock import Clock, SystemClock
 from common.doctor import (
     Finding,
     Findings,
+    Level,
     Listening,
     Running,
+    check_security,
     check_told,
     get_json,
     look_at_address,
@@ -23,10 +25,12 @@ from common.doctor import (
     own_programs,
     own_url,
 )
+from common.keys import Wallet
 from common.messages import Exchange
 from common.service import ConfigError, read_config
 from topside_daemon.config import Config
 from topside_daemon.pi import About, Pi, PiError
+from topside_daemon.pibus import NO_KEY, NOT_PAIRED
 from topside_daemon.timeasker import TimeAsker
 from topside_daemon.versions import compare
 
@@ -36,6 +40,7 @@ BUS_S = 4.0  # the Pi speaks every second
 PROBES = 4
 WALL_S = 2.0  # by which both wall clocks may differ without a word
 HTTP_PORT = 80
+NOT_TOLD = Finding("FAIL", "pi sensor", "the Pi does not take this machine's token: pair it anew")
 NO_SURFACE = {"state": "no port configured", "detail": "it was started without --serial: restart it"}
 
 
@@ -45,7 +50,7 @@ async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
     for finding in look_at_machine(clock):
         yield finding
     try:
-        config = read_config(file, Config, overrides)
+        config = read_config(file, Config, overrides).located()
     except ConfigError as error:
         yield Finding("FAIL", "configuration", f"{error}: mend it; {SAMPLE}")
         return
@@ -65,12 +70,13 @@ async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
     else:
         yield check_told(running.told["surface"] or NO_SURFACE)
     if config.pi is not None:
-        async for finding in look_at_pi(config.pi, clock):
+        async for finding in look_at_pi(config.pi, clock, Wallet(Path(config.data))):
             yield finding
 
 
 def check_config(config: Config) -> Iterator[Finding]:
     """What the configuration alone tells."""
+    yield check_security(config.security, config.http, None)
     if config.pi is None and config.serial.port is None:
         text = "neither a Pi nor a serial port is configured: give --pi or --serial"
         yield Finding("FAIL", "sources", text)
@@ -83,7 +89,9 @@ def check_connection(host: str, port: int, error: OSError) -> Finding:
     if isinstance(error, socket.gaierror):
         text = f"the name {host} is not known here: give the Pi's address, as in --pi http://192.168.2.2:9150"
     elif isinstance(error, ConnectionRefusedError):
-        cure = f"start pi_daemon there with --http 0.0.0.0:{port}, or name its port with --pi"
+        cure = (
+            f"start pi_daemon there with --security paired --http 0.0.0.0:{port}, or name its port with --pi"
+        )
         text = f"{host} refuses tcp port {port}, nothing listens there: {cure}"
     else:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror
@@ -107,6 +115,17 @@ def check_version(url: str, about: About) -> Finding:
     if version.state in ("same", "compatible"):
         return Finding("ok", "pi", found)
     return Finding("warn" if version.state == "old api" else "FAIL", "pi", f"{found}: {version.detail}")
+
+
+def check_pairing(about: About, paired: bool) -> Finding:
+    """Whether what this machine was given, or was not, is what the Pi asks for now."""
+    locked = about.bus_key is not None
+    if paired == locked:
+        return Finding(
+            "ok", "pi pairing", "this machine is paired with it" if paired else "none is asked for"
+        )
+    level: Level = "warn" if about.security == "legacy-lan" else "FAIL"
+    return Finding(level, "pi pairing", NO_KEY if paired else NOT_PAIRED)
 
 
 def check_time(port: int, burst: list[Exchange]) -> list[Finding]:
@@ -147,13 +166,17 @@ async def _running(http: str) -> Running | None:
     return Running(str(told.get("version", "unknown")), told.get("protocol", 0), told)
 
 
-async def look_at_pi(url: str, clock: Clock) -> Findings:
+async def look_at_pi(url: str, clock: Clock, wallet: Wallet) -> Findings:
     """The way to the Pi, from its name to its live messages; what cannot be without the rest ends it."""
-    pi = Pi(url, clock)
-    parts = urlsplit(url)
-    port = parts.port or HTTP_PORT
+    pi = Pi(url, clock, wallet)
+    port = urlsplit(url).port or HTTP_PORT
     if (error := await _connect(pi.host, port)) is not None:
         yield check_connection(pi.host, port, error)
+        return
+    try:
+        known, keys = wallet.pass_for(pi.url), pi.bus_keys()
+    except (OSError, ValueError) as trouble:
+        yield Finding("FAIL", "pi", f"the keys cannot be read: {trouble}: ask as the daemon's user")
         return
     pi.open()
     try:
@@ -167,12 +190,15 @@ async def look_at_pi(url: str, clock: Clock) -> Findings:
     if about.time_port is not None:
         for finding in check_time(about.time_port, await _burst(clock, pi.host, about.time_port)):
             yield finding
-    if about.bus_port is not None:
+    paired = check_pairing(about, known is not None)
+    yield paired
+    if paired.level == "ok" and about.bus_port is not None:
         error = await _connect(pi.host, about.bus_port)
-        heard = error is None and await _hears(pi.host, about.bus_port)
+        heard = error is None and await _hears(pi.host, about.bus_port, keys)
         yield check_bus(pi.host, about.bus_port, error, heard)
-    if about.protocol is not None and (health := await get_json(f"{pi.url}/instrument/health")):
-        yield check_told(health, "pi sensor")
+    if about.protocol is not None and (paired.level == "ok" or about.security != "paired"):
+        health = await get_json(f"{pi.url}/instrument/health", known.token if known else None)
+        yield NOT_TOLD if health is None else check_told(health, "pi sensor")
 
 
 async def _connect(host: str, port: int) -> OSError | None:
@@ -206,9 +232,9 @@ async def _burst(clock: Clock, host: str, port: int) -> list[Exchange]:
         asker.close()
 
 
-async def _hears(host: str, port: int) -> bool:
+async def _hears(host: str, port: int, keys: BusKeys | None) -> bool:
     heard = asyncio.Event()
-    subscriber = Subscriber(f"tcp://{host}:{port}", [INWATER], lambda topic, payload: heard.set())
+    subscriber = Subscriber(f"tcp://{host}:{port}", [INWATER], lambda topic, payload: heard.set(), keys=keys)
     try:
         async with asyncio.timeout(BUS_S):
             await heard.wait()
