@@ -35,6 +35,17 @@ CLOCK_MODEL = "qsensor/clock/model"
 STATUS = "qsensor/status"
 
 
+def check_address(address: str) -> None:
+    """Whether one can publish there at all.
+
+    Raises:
+        ConfigError: it is not `tcp://HOST:PORT`.
+    """
+    if not address.startswith("tcp://"):
+        raise ConfigError(f"cannot publish on {address!r}: give --bus tcp://HOST:PORT")
+    split_address(address)
+
+
 class Publisher:
     """Sends without ever waiting: what a slow subscriber cannot take is lost to that subscriber."""
 
@@ -47,9 +58,7 @@ class Publisher:
         Raises:
             ConfigError: it cannot be bound, or the keys cannot be had.
         """
-        if not address.startswith("tcp://"):
-            raise ConfigError(f"cannot publish on {address!r}: give --bus tcp://HOST:PORT")
-        split_address(address)
+        check_address(address)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._doorkeeper: ThreadAuthenticator | None = None
         self._socket = self._context.socket(zmq.PUB)

@@ -24,6 +24,7 @@ SLEW_PPM = 125_000  # a quarter of the 0.5 s that the kernel takes for a slew, i
 BRIEF_PPM = 1_000  # what moves no faster was slewed, however short it was
 LONGEST_SLEW_S = 3600.0  # one that does not end is told once an hour
 SLEPT_NS = 50_000_000  # a machine that was suspended slept at least this long
+HAS_RAW = hasattr(time, "CLOCK_MONOTONIC_RAW")
 
 _STA_UNSYNC = 0x40  # adjtimex(2): nobody has set the clock for a while
 _SALT = "qsensor-sync machine"
@@ -88,7 +89,7 @@ class SystemClock:
     def boot_id(self) -> str:
         return self._boot_id
 
-    if hasattr(time, "CLOCK_MONOTONIC_RAW"):
+    if HAS_RAW:
 
         def mono_ns(self) -> int:
             return time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)

@@ -157,6 +157,16 @@ class Instrument:
         return self._sensor.connected
 
     @property
+    def speeds_tried(self) -> list[int]:
+        """In baud, in the order in which the port was first set to them."""
+        return list(self._sensor.speeds_tried)
+
+    @property
+    def heard_bytes(self) -> int:
+        """How many have arrived in all, sense or not."""
+        return self._sensor.gate.total_bytes
+
+    @property
     def turns(self) -> int | None:
         """Grows as long as the port is attended to, or looked for; None without one."""
         return None if self._port is None else self._openings + self._sensor.turns

@@ -7,6 +7,11 @@ LOW_SHARE = 0.10  # of the disk
 LOW_BYTES = 1_000_000_000  # a disk with more than this free is not low, however large
 
 
+def is_low(free_bytes: int, total_bytes: int) -> bool:
+    """Whether that is little room for a disk of that size."""
+    return free_bytes < min(LOW_SHARE * total_bytes, LOW_BYTES)
+
+
 class RoomWatch:
     """Notices that the disk below a folder is getting full. To be asked about once a minute; blocks."""
 
@@ -20,7 +25,7 @@ class RoomWatch:
             usage = shutil.disk_usage(self._folder)
         except OSError:
             return None
-        low = usage.free < min(LOW_SHARE * usage.total, LOW_BYTES)
+        low = is_low(usage.free, usage.total)
         if low == self._low:
             return None
         self._low = low

@@ -64,6 +64,7 @@ class Sensor:
         self.serial_number = ""  # verbatim
         self.state, self.detail = "opening", ""
         self.baud = baud
+        self.speeds_tried = [baud]
         self.counters = Counter(resets=0, reconnects=0, port_speed_restored=0)
         self.gate = Gate()
         self.gate.tag = wanted.tag
@@ -77,6 +78,7 @@ class Sensor:
         self._may_interrupt = may_interrupt
         self._link: Link | None = None
         self._heard = False  # anything of a sensor on this link
+        self._bytes_before = 0  # heard on earlier links
         self._heard_s = self._words_s = 0.0
         self._last_ns: int | None = None  # of the last reading
         self._gaps_s: deque[float] = deque(maxlen=9)
@@ -142,6 +144,7 @@ class Sensor:
         """Keep the sensor behind *link* heard until the link is lost."""
         self._vigil.begin()
         self._link, self._heard, self._heard_s = link, False, self._now_s()
+        self._bytes_before = self.gate.total_bytes
         self._poll_step, self._cures, self._cure_at_s = 0, 0, 0.0
         self._quality.restart(self._now_s())
         self.become("listening", "the port is open; nothing proven to be a reading yet")
@@ -247,7 +250,9 @@ class Sensor:
 
     async def _greet(self, link: Link) -> None:
         trouble = await self._interview(link)
-        if trouble and not self._heard and not self._garbled():
+        if trouble and self._babbles():
+            await self._find_baud(link)
+        elif trouble and not self._heard and not self._garbled():
             self._fall_silent(trouble)
 
     async def _interview(self, link: Link) -> str:
@@ -337,6 +342,8 @@ class Sensor:
             self._poll_step = 0
             link.write(b"X")  # heeded only in the menu
             self._fall_silent(f"nothing heard for {silent_s:.1f} s: check the cable and the power")
+        elif self._babbles() and self._cures % 2 == 0:
+            await self._find_baud(link)
         elif trouble := await self._interview(link):
             self._fall_silent(trouble)
         else:
@@ -364,6 +371,11 @@ class Sensor:
             return 1.04 + poll_s
         return 1.04 * config.averaging / config.adc_rate_hz + poll_s
 
+    def _babbles(self) -> bool:
+        """Bytes come, and none of a sensor's words and numbers: text at twice the port's speed looks like
+        text too, and is never `garbled`."""
+        return not self._heard and self.gate.total_bytes > self._bytes_before
+
     def _garbled(self, for_s: float = GARBLED_S) -> bool:
         return self._quality.is_garbled(self._now_s(), for_s)
 
@@ -373,6 +385,8 @@ class Sensor:
         self.note("garbled", self.detail, 1)
         for baud in [baud for baud in BAUDS if baud != self.baud] + [self.baud]:
             await self._talker.set_baud(link, baud)
+            if baud not in self.speeds_tried:
+                self.speeds_tried.append(baud)
             self._take(self.gate.resync())
             self._quality.restart(self._now_s())
             if await self._makes_sense(link):

@@ -22,6 +22,7 @@ from common.messages import UNDECODABLE
 log = logging.getLogger(__name__)
 
 NICE = -10
+CHECK_HELP = "say whether the configuration is fine, and start nothing"
 EXIT_LOSS = 3
 EXIT_SOFTWARE = 70
 EXIT_CONFIG = 78
@@ -31,6 +32,13 @@ class DaemonConfig(msgspec.Struct, frozen=True):
     """What every daemon's configuration has."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def check(self) -> None:
+        """Look at what the types of the fields do not tell.
+
+        Raises:
+            ConfigError: a value cannot be used.
+        """
 
 
 Config = TypeVar("Config", bound=msgspec.Struct)
@@ -101,7 +109,7 @@ def serve(
 ) -> int:
     """Read the configuration, start logging as its `log_level` says, and run; returns the exit code."""
     try:
-        config = load_config(config_file, kind, overrides)
+        config = read_config(config_file, kind, overrides)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_CONFIG
@@ -111,6 +119,17 @@ def serve(
         await daemon(config, supervisor).run()
 
     return run_daemon(main)
+
+
+def check_config(config_file: Path | None, kind: type[OwnConfig], overrides: Mapping[str, Any]) -> int:
+    """Say whether a daemon would take its configuration, and start nothing; returns the exit code."""
+    try:
+        read_config(config_file, kind, overrides)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EXIT_CONFIG
+    print(f"{config_file or 'command line'}: fine")
+    return 0
 
 
 def run_daemon(main: Callable[[Supervisor], Awaitable[None]]) -> int:
@@ -204,6 +223,20 @@ async def watchdog(alive: Callable[[], bool]) -> None:
         await asyncio.sleep(period_s or 3600)
         if period_s and alive():
             notify("WATCHDOG=1")
+
+
+def read_config(path: Path | None, kind: type[OwnConfig], overrides: Mapping[str, Any]) -> OwnConfig:
+    """As `load_config`, and every value checked.
+
+    Raises:
+        ConfigError: the file or a value cannot be used.
+    """
+    config = load_config(path, kind, overrides)
+    try:
+        config.check()
+    except ConfigError as error:
+        raise ConfigError(f"{path or 'command line'}: {error}") from None
+    return config
 
 
 def load_config(path: Path | None, kind: type[Config], overrides: Mapping[str, Any]) -> Config:

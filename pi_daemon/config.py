@@ -2,11 +2,12 @@
 
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
-from common.guard import Security
+from common.bus import check_address
+from common.guard import Security, check_exposure, of_interface
 from common.instrument import SerialSettings
-from common.service import DaemonConfig
+from common.service import DaemonConfig, split_address
 
 
 class Recording(Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,3 +51,21 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     serial: SerialSettings = SerialSettings()
     recording: Recording = Recording()
     simulation: Simulation = Simulation()
+
+    def located(self) -> "Config":
+        """With addresses in place of the names of network interfaces.
+
+        Raises:
+            ConfigError: an interface has no address.
+        """
+        http, bus = of_interface(self.http), of_interface(self.bus)
+        return structs.replace(self, http=http, bus=bus, time=self.time and of_interface(self.time))
+
+    def check(self) -> None:
+        split_address(self.http)
+        check_address(self.bus)
+        if self.time is not None:
+            split_address(self.time)
+        if self.security == "local":
+            found = self.located()
+            check_exposure("local", http=found.http, bus=found.bus, time=found.time)

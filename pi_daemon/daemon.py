@@ -4,12 +4,10 @@ import asyncio
 from itertools import count
 from pathlib import Path
 
-from msgspec import structs
-
 from common.announcer import Announcer
 from common.bus import INWATER, Publisher
 from common.clock import Clock, ClockWatch, SkewedClock, SystemClock, machine_id
-from common.guard import check_exposure, is_loopback, of_interface
+from common.guard import check_exposure, is_loopback
 from common.instrument import Arrival, Instrument
 from common.keys import Keyring
 from common.metrics import Metric, counts, stream_metrics
@@ -35,12 +33,7 @@ class Daemon:
             FolderInUse: another daemon has the data folder.
             ConfigError: the folder or the bus address cannot be had, or may not, for security's sake.
         """
-        config = structs.replace(
-            config,
-            http=of_interface(config.http),
-            bus=of_interface(config.bus),
-            time=config.time and of_interface(config.time),
-        )
+        config = config.located()
         check_exposure(config.security, http=config.http, bus=config.bus, time=config.time)
         data = Path(config.data)
         self._config = config

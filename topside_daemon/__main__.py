@@ -8,10 +8,13 @@ from pathlib import Path
 
 import aiohttp
 
-from common.service import EXIT_LOSS, serve
+from common.doctor import add_looks, run_doctor
+from common.probe import run_probe
+from common.service import CHECK_HELP, EXIT_LOSS, check_config, serve
 from topside_daemon.config import Config
 from topside_daemon.daemon import Daemon
 from topside_daemon.demo import add_demo_flags, demo
+from topside_daemon.doctor import examine
 from topside_daemon.pairing import add_pair_flags, pair
 from topside_daemon.pull import add_pull_flags, pull
 from topside_daemon.words import session_text, status_text
@@ -31,17 +34,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m topside_daemon", description="Record the surface sensor and follow the in-water one."
     )
-    top.add_argument("--config", type=Path, metavar="FILE", help="TOML configuration")
-    top.add_argument("--pi", metavar="URL", help="the Pi daemon, for example http://192.168.2.2:9150")
-    top.add_argument(
-        "--serial", metavar="PORT", help="the surface sensor: device path, by-id or by-path link"
-    )
-    top.add_argument("--baud", type=int, help="the surface sensor's speed (default 9600)")
-    top.add_argument("--data", metavar="DIR", help="where sessions are kept")
-    top.add_argument("--http", metavar="HOST:PORT", help="default 127.0.0.1:9160")
-    top.add_argument("--bus", metavar="tcp://HOST:PORT", help="default tcp://127.0.0.1:9161")
-    top.add_argument("--security", choices=("local", "legacy-lan"), help="who may ask; default local")
-    top.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    add_daemon_flags(top)
+    top.add_argument("--check-config", action="store_true", help=CHECK_HELP)
     commands = top.add_subparsers(dest="command", title="talk to the running daemon, or show what it does")
     for name, text in (
         ("start", "begin a session"),
@@ -61,7 +55,22 @@ def parser() -> argparse.ArgumentParser:
     text = "be let in by a Pi, once, with the code that it shows"
     add_pair_flags(commands.add_parser("pair", help=text, description=text))
     add_demo_flags(commands.add_parser("demo", help="both daemons and two simulated sensors in one go"))
+    add_looks(commands, add_daemon_flags)
     return top
+
+
+def add_daemon_flags(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument("--config", type=Path, metavar="FILE", help="TOML configuration")
+    flags.add_argument("--pi", metavar="URL", help="the Pi daemon, for example http://192.168.2.2:9150")
+    flags.add_argument(
+        "--serial", metavar="PORT", help="the surface sensor: device path, by-id or by-path link"
+    )
+    flags.add_argument("--baud", type=int, help="the surface sensor's speed (default 9600)")
+    flags.add_argument("--data", metavar="DIR", help="where sessions are kept")
+    flags.add_argument("--http", metavar="HOST:PORT", help="default 127.0.0.1:9160")
+    flags.add_argument("--bus", metavar="tcp://HOST:PORT", help="default tcp://127.0.0.1:9161")
+    flags.add_argument("--security", choices=("local", "legacy-lan"), help="who may ask; default local")
+    flags.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         return pull(options)
     if options.command == "pair":
         return pair(options, Path(options.data or Config().data))
-    if options.command is not None:
+    if options.command == "probe":
+        return run_probe(options)
+    if options.command in CALLS:
         return asyncio.run(_talk(options))
     overrides = {
         "pi": options.pi,
@@ -84,6 +95,10 @@ def main(arguments: list[str] | None = None) -> int:
         "security": options.security,
         "log_level": options.log_level,
     }
+    if options.command == "doctor":
+        return run_doctor(examine(options.config, overrides), options.json)
+    if options.check_config:
+        return check_config(options.config, Config, overrides)
     return serve(options.config, Config, overrides, Daemon)
 
 

@@ -2,11 +2,15 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
+from common.bus import check_address
+from common.clock import SystemClock
+from common.guard import check_exposure, of_interface
 from common.instrument import SerialSettings
-from common.service import DaemonConfig
+from common.service import DaemonConfig, split_address
 from topside_daemon.fusion.settings import Settings
+from topside_daemon.pi import Pi
 
 
 class Markers(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,3 +58,20 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     recording: Recording = Recording()
     fusion: Settings = Settings()
     """How sessions are fused; kept with each of them."""
+
+    def located(self) -> "Config":
+        """With addresses in place of the names of network interfaces.
+
+        Raises:
+            ConfigError: an interface has no address.
+        """
+        return structs.replace(self, http=of_interface(self.http), bus=of_interface(self.bus))
+
+    def check(self) -> None:
+        split_address(self.http)
+        check_address(self.bus)
+        if self.security == "local":
+            found = self.located()
+            check_exposure("local", http=found.http, bus=found.bus)
+        if self.pi is not None:
+            Pi(self.pi, SystemClock())

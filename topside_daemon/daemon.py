@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import structs
 
+from common import VERSION
 from common.announcer import Announcer
 from common.bus import STATUS, SURFACE, Publisher
 from common.clock import ClockWatch, SystemClock, machine_id
 from common.disk import Disk
 from common.files import read_json, why
-from common.guard import Guard, check_exposure, of_interface
+from common.guard import Guard, check_exposure
 from common.instrument import Arrival, Instrument
 from common.keys import Wallet
-from common.messages import ChunkFrame, Reading, ReadingFrame, StatusFrame
+from common.messages import PROTOCOL, ChunkFrame, Reading, ReadingFrame, StatusFrame
 from common.metrics import Metric, counts, gauge, stream_metrics
 from common.recorder import RecordingEnded
 from common.room import RoomWatch
@@ -34,6 +34,7 @@ from topside_daemon.pi import Pi, PiError
 from topside_daemon.pibus import PiBus
 from topside_daemon.products import SessionRecord
 from topside_daemon.session import Session
+from topside_daemon.versions import compare
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Daemon:
             FolderInUse: another daemon has the data folder.
             ConfigError: the folder or the bus address cannot be had, or may not, for security's sake.
         """
-        config = structs.replace(config, http=of_interface(config.http), bus=of_interface(config.bus))
+        config = config.located()
         check_exposure(config.security, http=config.http, bus=config.bus)
         self._config = config
         self._supervisor = supervisor
@@ -273,7 +274,13 @@ class Daemon:
         inwater = self._bus.status if self._bus else None
         return {
             "session": self._describe(self._session, brief) if self._session else None,
-            "pi": {"url": self._config.pi, "bus": self._bus.state if self._bus else "no Pi configured"},
+            "version": VERSION,
+            "protocol": PROTOCOL,
+            "pi": {
+                "url": self._config.pi,
+                "bus": self._bus.state if self._bus else "no Pi configured",
+                "version": compare(self._bus.about) if self._bus and self._bus.about else None,
+            },
             "inwater": _told_of(inwater) if inwater else None,
             "surface": msgspec.to_builtins(self._instrument.health()) if self._instrument else None,
             "events": dict(self._announcer.events),

@@ -9,7 +9,7 @@ import msgspec
 from common.bus import INWATER, BusKeys, Publisher, Subscriber
 from common.clock import Clock
 from common.messages import UNDECODABLE, ChunkFrame, Int64, ReadingFrame, StatusFrame
-from topside_daemon.pi import Pi, PiError
+from topside_daemon.pi import About, Pi, PiError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class PiBus:
         self._take_reading = take_reading
         self._chunk_announced = chunk_announced
         self._found = found
+        self.about: About | None = None  # what the Pi says of itself; None while it does not answer
         self._state = f"{pi.url} has not answered yet"
         self._status: StatusFrame | None = None  # what the Pi said last
         self._subscriber: Subscriber | None = None
@@ -77,12 +78,12 @@ class PiBus:
 
     async def _find(self) -> bool:
         try:
-            about = await self._pi.about()
+            about = self.about = await self._pi.about()
             if (about.boot_id, about.run_id) != self._known:
                 await self._found(self._pi)
                 self._known = (about.boot_id, about.run_id)
         except PiError as error:
-            self._known = None
+            self._known = self.about = None
             self._become(str(error))
             return False
         keys = self._pi.bus_keys()

@@ -60,6 +60,7 @@ def status_text(status: dict[str, Any]) -> str:
     lines += [f"also unfinished  {_other(one)}" for one in status.get("unfinished", [])]
     url, bus = status["pi"]["url"] or "none", status["pi"]["bus"]
     lines.append(f"Pi        {bus if url in bus else f'{url}: {bus}'}")
+    lines += _version(status["pi"].get("version"), status.get("version", ""))
     lines.append(f"in-water  {_sensor(inwater, status['inwater_value'])}")
     lines += _storage_on_pi(inwater)
     lines.append(f"surface   {_sensor(surface, status['surface_value'])}")
@@ -78,6 +79,13 @@ def status_text(status: dict[str, Any]) -> str:
 
 def _other(session: dict[str, Any]) -> str:
     return ": ".join(session[key] for key in ("folder", "state", "detail") if session[key])
+
+
+def _version(pi: dict[str, Any] | None, topside: str) -> list[str]:
+    if pi is None:
+        return []
+    said = f"version   Pi {pi['pi']}, topside {topside}: {pi['state']}"
+    return [f"{said}: {pi['detail']}" if pi["detail"] else said]
 
 
 def _storage_on_pi(inwater: dict[str, Any] | None) -> list[str]:

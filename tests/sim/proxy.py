@@ -17,6 +17,10 @@ class Proxy:
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._server = socket.create_server(listen)
 
+    @property
+    def port(self) -> int:
+        return int(self._server.getsockname()[1])
+
     def __enter__(self) -> "Proxy":
         threading.Thread(target=self._accept, daemon=True).start()
         return self

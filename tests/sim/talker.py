@@ -45,6 +45,11 @@ class Talker:
         os.close(self._master)
         os.close(self._slave)
 
+    @property
+    def port(self) -> str:
+        """The pty that the link leads to."""
+        return os.ttyname(self._slave)
+
     def _talk(self) -> None:
         line = 0
         while not self._stop.wait(max(0, self._due_ns(line) - self._clock.mono_ns()) / 1e9):
