@@ -1,5 +1,8 @@
 """Session folders in: ours, a Pi's alone, the old Cockpit's; what cannot be trusted is named, not used."""
 
+import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +22,7 @@ from tests.sim.rows import read, recorded
 from topside_daemon.fusion.cockpit import METADATA_FILE
 from topside_daemon.fusion.columns import UNNUMBERED
 from topside_daemon.fusion.comparisons import EXCHANGES_FILE
+from topside_daemon.fusion.fuse import fuse_session
 from topside_daemon.fusion.readers import SessionError, read_session
 from topside_daemon.fusion.timeline import Timeline
 
@@ -213,6 +217,40 @@ def test_half_a_number_at_an_open_end_is_torn(tmp_path: Path, stamp: str) -> Non
     )
     stream = read(tmp_path).inwater
     assert (stream.index.rows, stream.torn, stream.rejects) == (len(RECORDED), 1, [])
+
+
+def test_a_header_that_is_damaged_costs_itself_only(tmp_path: Path) -> None:
+    """Rows of ours keep their numbers and checksums; a line that only looks like a header is no header."""
+    rows = [encode_row(one) for one in draw_session(3, duration_s=2).inwater]
+    for place, header in enumerate([HEADER.replace("crc32", "crc3r"), "timestamp,garbage"]):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        content = [header.encode() + b"\r\n", *rows[:5], b"timestamp,garbage\r\n", *rows[5:]]
+        (folder / "chunk_00000.csv").write_bytes(b"".join(content))
+        stream = read(folder).inwater
+        assert (stream.index.rows, stream.unnumbered, stream.missing) == (len(rows), 0, 0)
+        assert [one.line for one in stream.rejects] == [1, 7]
+
+
+def test_numbers_that_no_clock_has_cost_a_note_or_their_line(tmp_path: Path) -> None:
+    session = draw_session(3, duration_s=2)
+    folder = session.write(tmp_path / "s")
+    for part in ({"link": {"drift_ppm": 1e308}}, {"epochs": [{"epoch": 0, "mono_ns": -(10**30)}]}):
+        (folder / "session.json").write_bytes(
+            to_json(part) if "link" in part else b'{"epochs":[{"mono_ns":1e30}]}'
+        )
+        found = read(folder)
+        assert len([note for note in found.notes if "not used" in note]) == 1
+    lines = (folder / EXCHANGES_FILE).read_text().splitlines()
+    moved = [re.sub(r'"t(2|3)_ns":(\d+)', r'"t\1_ns":9\g<2>00000000000000', line) for line in lines]
+    (folder / EXCHANGES_FILE).write_text("\n".join(moved) + "\n")
+    fuse_session(folder)
+    assert json.loads((folder / "unified_session.json").read_text())["rejects"]
+
+
+def test_a_name_that_is_no_text_is_shown_all_the_same(tmp_path: Path) -> None:
+    folder = draw_session(3, duration_s=1).write(tmp_path / os.fsdecode(b"dive\xff"))
+    assert fuse_session(folder).session == r"dive\xff"
 
 
 def test_markers_are_not_light(tmp_path: Path) -> None:

@@ -172,5 +172,8 @@ def _is_whole(reading: Reading) -> bool:
 
 
 def _decimals(reading: Reading) -> int:
-    exponent = Decimal(reading.value).normalize().as_tuple().exponent
-    return max(0, -exponent) if isinstance(exponent, int) else 0
+    _, digits, exponent = Decimal(reading.value).as_tuple()
+    if not isinstance(exponent, int):
+        return 0
+    zeros = len(digits) - len("".join(map(str, digits)).rstrip("0"))
+    return max(0, -exponent - zeros)

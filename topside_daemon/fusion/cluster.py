@@ -27,7 +27,8 @@ def on_cluster(jobs: Sequence[Job], address: str | None, workers: int, tell: Cal
         client = held.enter_context(_client(address, workers, held))
         chosen = _chosen(client, tell)
         waiting = {
-            client.submit(work_off, job, workers=chosen, pure=False): number
+            # Others only when these are gone; what has another version refuses by itself.
+            client.submit(work_off, job, workers=chosen, allow_other_workers=True, pure=False): number
             for number, job in enumerate(jobs)
         }
         for future in distributed.as_completed(waiting):

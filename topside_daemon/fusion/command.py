@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
@@ -27,6 +28,9 @@ HERE = "here"  # a cluster of this machine's own, instead of an address
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of an old terminal, or a name that is no text
     parser = _parser()
     options = parser.parse_args(_spelt_out(sys.argv[1:] if arguments is None else arguments))
     sessions, missing = find_sessions(options.paths)
@@ -271,8 +275,11 @@ class _Account:
             self._bar.clear()
         try:
             print(text, file=to or sys.stdout, flush=True)
-        except BrokenPipeError:  # whoever read this has seen enough; the work goes on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:  # the work goes on, for nobody to read of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), (to or sys.stdout).fileno())
+            if not isinstance(error, BrokenPipeError):  # who has seen enough
+                self.code = max(self.code, EXIT_LOSS)
+                print(f"cannot tell of it: {error}", file=sys.stderr)
         if self._bar is not None:
             self._bar.refresh()
 

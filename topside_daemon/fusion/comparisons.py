@@ -8,7 +8,7 @@ import msgspec
 
 from common.messages import UNDECODABLE, Exchange
 from topside_daemon.fusion.bursts import bursts_in_order, group_bursts
-from topside_daemon.fusion.intake import Reject
+from topside_daemon.fusion.intake import WIDEST_NS, Reject
 from topside_daemon.fusion.timeline import Boots, Timeline
 
 EXCHANGES_FILE = "exchanges.jsonl"
@@ -72,7 +72,17 @@ class Comparisons:
         with self._path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 try:
-                    yield decode(line)
+                    exchange = decode(line)
                 except UNDECODABLE as error:
                     if line.strip():
                         rejects.append(Reject(EXCHANGES_FILE, number, str(error)))
+                    continue
+                if all(at_ns is None or abs(at_ns) < WIDEST_NS for at_ns in _instants(exchange)):
+                    yield exchange
+                else:
+                    rejects.append(Reject(EXCHANGES_FILE, number, "an instant that is no clock's"))
+
+
+def _instants(exchange: Exchange) -> tuple[int | None, ...]:
+    one = exchange
+    return one.t1_ns, one.t2_ns, one.t3_ns, one.t4_ns, one.topside_utc_ns, one.pi_utc_ns

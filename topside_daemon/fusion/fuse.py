@@ -28,6 +28,7 @@ from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.smoothing import smooth
 from topside_daemon.fusion.spill import Spill
 from topside_daemon.fusion.tables import UNIFIED, Format, Table, file_name, table_in
+from topside_daemon.fusion.texts import shown
 from topside_daemon.fusion.timeline import Timeline, complete_pi_epochs, complete_topside_epochs
 from topside_daemon.fusion.weaving import Weaver, pair
 from topside_daemon.fusion.writers import Products
@@ -83,7 +84,7 @@ def last_report(
     place = out or path
     try:
         report = read_json(place / REPORT_FILE, Report)
-        if report is None or (report.version, report.session) != (VERSION, path.resolve().name):
+        if report is None or (report.version, report.session) != (VERSION, shown(path.resolve().name)):
             return None
         made = {one.name: one.size_bytes for one in report.outputs}
         if {file_name(one) for one in formats} != set(made):

@@ -11,7 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from common.messages import Marker, Reading
-from common.rows import HEADER, decode_row, format_utc, parse_utc
+from common.rows import decode_row, format_utc, parse_utc
 from topside_daemon.fusion.cockpit import NUMBER, decode_marker_row, decode_old_row
 from topside_daemon.fusion.columns import (
     FLAGS_SHIFT,
@@ -26,10 +26,10 @@ from topside_daemon.fusion.columns import (
 )
 from topside_daemon.fusion.index import Index
 from topside_daemon.fusion.kernel import Kernel
-from topside_daemon.fusion.texts import BYTE_ORDER_MARK, HEADER_START, Batch, Texts
+from topside_daemon.fusion.texts import BYTE_ORDER_MARK, Batch, Texts, kind_of_header
 
 BATCH_ROWS = 1 << 15  # that one scan takes
-_WIDEST_NS = 1 << 62  # of which sums and differences have room
+WIDEST_NS = 1 << 62  # of which sums and differences have room
 _LATEST_NS = 4_102_444_800_000_000_000  # 2100-01-01; before 1970 and from there on no clock was set
 _EPOCH_MAX = 2**31 - 1
 
@@ -80,8 +80,8 @@ class Intake:
         ] = []  # of a file with an open end: behind its last good line they are torn
         self._last_good = -1
         self._lines = 0  # of the file at hand, before what is scanned
-        self._last_numbered = _Row(-_WIDEST_NS, 0, -1, -1, 0)
-        self._last_label = -_WIDEST_NS
+        self._last_numbered = _Row(-WIDEST_NS, 0, -1, -1, 0)
+        self._last_label = -WIDEST_NS
 
     def take(self, batch: Batch) -> None:
         """The next batch of its texts."""
@@ -103,8 +103,9 @@ class Intake:
         kind = ours
         for one in odd:
             line = bytes(batch.buffer[one.start : one.stop]).removeprefix(BYTE_ORDER_MARK)
-            if line.startswith(HEADER_START):
-                kind = line.rstrip(b"\r\n") == HEADER.encode("ascii")
+            header = kind_of_header(line)
+            if header is not None:
+                kind = header
                 if kind != ours:
                     self._rows.count, lines, stop = one.rows_before, one.lines_before + 1, one.stop
                     break
@@ -123,7 +124,7 @@ class Intake:
         try:
             decoded = _decode(line) if ours else decode_old_row(line.rstrip(b"\r\n"))
             if decoded is not None:
-                _check_range(decoded)
+                _check_range(decoded, ours)
             row = self._row_of(decoded, place) if isinstance(decoded, Reading) else None
         except ValueError as error:
             rejected = _Rejected(
@@ -224,17 +225,17 @@ def _decode(line: bytes) -> Reading | Marker | None:
     return decode_row(line) or decode_marker_row(line)
 
 
-def _check_range(row: Reading | Marker) -> None:
+def _check_range(row: Reading | Marker, ours: bool) -> None:
     """Raises ValueError for what no recorder can have written."""
     if isinstance(row, Reading) and not (row.sensor_id + row.mode).isprintable():
         raise ValueError(f"unprintable characters: {row.sensor_id!r}, {row.mode!r}")
-    if isinstance(row, Reading) and row.seq != UNNUMBERED:
-        if not 0 <= row.seq < _WIDEST_NS or not 0 <= row.epoch <= _EPOCH_MAX:
+    if isinstance(row, Reading) and ours:
+        if not 0 <= row.seq < WIDEST_NS or not 0 <= row.epoch <= _EPOCH_MAX:
             raise ValueError("number or epoch out of range")
         for digits in (row.value, row.temp_c, row.vin):
             if digits is not None and not NUMBER.fullmatch(digits.encode()):
                 raise ValueError(f"not a number: {digits!r}")
-    if abs(row.mono_ns) >= _WIDEST_NS:
+    if abs(row.mono_ns) >= WIDEST_NS:
         raise ValueError("mono_ns is no clock's")
     if not 0 <= row.utc_ns < _LATEST_NS:
         raise ValueError("a label outside 1970 to 2100 is no clock's")

@@ -23,7 +23,7 @@ from topside_daemon.fusion.cockpit import METADATA_FILE, Metadata, read_metadata
 from topside_daemon.fusion.columns import INWATER, SURFACE, UNNUMBERED
 from topside_daemon.fusion.comparisons import EXCHANGES_FILE, Comparisons
 from topside_daemon.fusion.index import Index
-from topside_daemon.fusion.intake import Intake, Reject, decode_text
+from topside_daemon.fusion.intake import WIDEST_NS, Intake, Reject, decode_text
 from topside_daemon.fusion.kernel import Kernel, choose_kernel
 from topside_daemon.fusion.labelled import ASTRAY_NS, Labelled, astray_rows, boot_rows, repeated_rows, without
 from topside_daemon.fusion.ladder import UNPLACED, Ladder, Record, climb
@@ -34,7 +34,7 @@ from topside_daemon.fusion.sorting import by_clock, fill, first_of_each, sorted_
 from topside_daemon.fusion.spill import Spill
 from topside_daemon.fusion.stamps import Stamps
 from topside_daemon.fusion.tether import LinkMemory
-from topside_daemon.fusion.texts import Input, Texts, chunk_files, stream_input
+from topside_daemon.fusion.texts import Input, Texts, chunk_files, shown, stream_input
 from topside_daemon.fusion.timeline import ANCHOR_ROWS, Beginning
 
 SESSION_FILE = "session.json"
@@ -247,7 +247,7 @@ class _StreamReader:
             intake.take(batch)
         record = _read_record(folder, self.notes)
         stream = Stream(
-            name=folder.name,
+            name=shown(folder.name),
             index=intake.numbered,
             texts=texts,
             epochs=record.epochs,
@@ -379,7 +379,7 @@ def _beside(path: Path, folders: Sequence[Path | None], labelled: bool) -> list[
 def _input(file: Path, root: Path) -> Input:
     recorded = file.name == SESSION_FILE
     content = to_json(_read_record(file.parent, [])) if recorded else file.read_bytes()
-    return Input.of(file.relative_to(root).as_posix(), content)
+    return Input.of(shown(file.relative_to(root).as_posix()), content)
 
 
 class _Record(Struct):
@@ -403,7 +403,17 @@ def _read_record(folder: Path, notes: list[str]) -> _Record:
     for field in msgspec.structs.fields(_Record):
         if field.name in parts:
             try:
+                _check_numbers(parts[field.name])
                 setattr(record, field.name, msgspec.convert(parts[field.name], field.type))
-            except msgspec.ValidationError as error:
+            except ValueError as error:
                 notes.append(f"{field.name} of {path} not used: {error}")
     return record
+
+
+def _check_numbers(part: Any) -> None:
+    """Raises ValueError: there is one that neither a clock nor a link has."""
+    if isinstance(part, dict | list):
+        for one in part.values() if isinstance(part, dict) else part:
+            _check_numbers(one)
+    elif isinstance(part, int | float) and not abs(part) < WIDEST_NS:
+        raise ValueError(f"a number out of range: {str(part)[:40]}")

@@ -20,7 +20,7 @@ from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.smoothing import Smoothed
 from topside_daemon.fusion.tables import Output
 from topside_daemon.fusion.tether import LinkMemory
-from topside_daemon.fusion.texts import Input
+from topside_daemon.fusion.texts import Input, shown
 from topside_daemon.fusion.timeline import SegmentProof, Timeline
 from topside_daemon.fusion.weaving import Weaver
 
@@ -118,7 +118,7 @@ def report_on(
     return Report(
         version=VERSION,
         settings=settings,
-        session=session.path.resolve().name,
+        session=shown(session.path.resolve().name),
         source=session.source,
         rows=totals.rows,
         paired=totals.paired,

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from common.manifest import read_manifest
 from common.messages import Chunk
-from common.rows import HEADER
+from common.rows import HEADER, OLD_HEADER
 from topside_daemon.fusion.columns import LENGTH_MAX, OFFSET_SHIFT, SLACK, Column, column
 from topside_daemon.fusion.index import Block
 from topside_daemon.fusion.spill import Spill
@@ -30,6 +30,8 @@ REGION_BYTES = 8 << 20  # rows that are out of order are read together from so m
 BEYOND = 1 << 42  # the place of the first text that is in no file; a place has 43 bits
 
 HEADER_START = b"timestamp,"
+_OLD_COLUMNS = b"timestamp,sensor_id,mode,value"
+_OUR_COLUMNS = f"{OLD_HEADER},seq".encode("ascii")
 COMBINED = "session.csv"
 _PLACE = Layout("<q")
 _CHUNK = re.compile(r"chunk_(\d+)\.(csv|tmp|csv\.tmp)")  # the last is an open chunk of the old Cockpit
@@ -55,7 +57,7 @@ class Input(Struct, frozen=True):
     @classmethod
     def of_stream(cls, folder: str, hashes: Sequence[tuple[str, str]], size_bytes: int) -> "Input":
         """From name and hash of each of its files."""
-        place = f"{folder}/" if folder != "." else ""
+        place = f"{shown(folder)}/" if folder != "." else ""
         if len(hashes) == 1:
             [(name, digest)] = hashes
             return cls(place + name, 1, size_bytes, digest)
@@ -117,7 +119,8 @@ def stream_input(folder: Path, root: Path) -> Input:
 
 def chunk_files(folder: Path) -> list[str]:
     """Names of the chunks of a folder in order, or of the combined file where there are none."""
-    names = [entry.name for entry in os.scandir(folder)]
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file()]
     chunks = [(int(match[1]), match[2], name) for name in names if (match := _CHUNK.fullmatch(name))]
     if chunks:
         return [name for *_, name in sorted(chunks)]
@@ -127,12 +130,26 @@ def chunk_files(folder: Path) -> list[str]:
 def is_ours(text: bytearray | bytes) -> bool:
     """Whether rows are as our recorder writes them, by the first line that says something."""
     for line in text[:4096].splitlines():
-        content = line.removeprefix(BYTE_ORDER_MARK).rstrip(b"\r\n")
-        if content.strip():
-            if content.startswith(HEADER_START):
-                return content == HEADER.encode("ascii")
+        content = line.removeprefix(BYTE_ORDER_MARK)
+        kind = kind_of_header(content)
+        if kind is not None:
+            return kind
+        if content.strip() and not content.startswith(HEADER_START):  # else a header that is damaged
             return content.count(b",") + 1 >= _OUR_FIELDS
     return False
+
+
+def kind_of_header(line: bytes | bytearray) -> bool | None:
+    """Whether a header announces rows of ours; None if it is none that any recorder writes."""
+    content = line.rstrip(b"\r\n")
+    if content == HEADER.encode("ascii"):
+        return True
+    return False if content.startswith(_OLD_COLUMNS) and not content.startswith(_OUR_COLUMNS) else None
+
+
+def shown(name: str) -> str:
+    """A name as it can be written in any text: bytes that are none stand as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Texts:
@@ -167,7 +184,7 @@ class Texts:
 
     def _name(self, file: _File) -> str:
         """As it is told to people."""
-        return file.name if self._shown == "." else f"{self._shown}/{file.name}"
+        return shown(file.name if self._shown == "." else f"{self._shown}/{file.name}")
 
     def batches(self) -> Iterator[Batch]:
         """All lines of all files, in order; to be asked for once."""
@@ -212,7 +229,7 @@ class Texts:
         here = {Path(name).stem for name in names}
         if COMBINED not in names:
             gone = [chunk.name for chunk in chunks if Path(chunk.name).stem not in here]
-            self.absent = [name if self._shown == "." else f"{self._shown}/{name}" for name in gone]
+            self.absent = [name if self._shown == "." else shown(f"{self._shown}/{name}") for name in gone]
 
     def _open(self, name: str) -> tuple[_File, int]:
         """The file and its descriptor; an open chunk may have been sealed since it was listed."""

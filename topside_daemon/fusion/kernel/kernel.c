@@ -274,7 +274,7 @@ static i64 order_of(i64 at, i64 next_at, i64 seq, i64 next_seq, i64 epoch, i64 n
 EXPORT void qs_scan(const u8 *text, i64 start, i64 stop, i64 base, i64 ours, i64 check, i64 capacity, i64 *at, i64 *utc,
              i64 *seq, i64 *epoch, u64 *span, i64 odd_capacity, i64 *odd, i64 *found)
 {
-    memory last = {{0}, 0, 0, 0};
+    memory last = {{0xFF}, 0, 0, 0}; /* no stamp begins so */
     const u8 *p = text + start, *all = text + stop;
     i64 rows = 0, odds = 0, lines = 0, order = ORDERED | RISING | ONE_EPOCH;
     while (p < all && rows < capacity && odds < odd_capacity) {
@@ -726,7 +726,10 @@ static int value_of(const side *s, i64 i, double *value)
 {
     i64 size;
     const u8 *text = text_of(s, i, &size), *p = text + stamp_size(text);
-    for (int field = 0; field < 3; field++) p = (const u8 *)memchr(p, ',', (size_t)(text + size - p)) + 1;
+    for (int field = 0; field < 3; field++) {
+        p = (const u8 *)memchr(p, ',', (size_t)(text + size - p));
+        if (!p++) return 0; /* no longer the text that was scanned */
+    }
     char *end;
     *value = strtod((const char *)p, &end);
     return end > (char *)p && *end == ',';
