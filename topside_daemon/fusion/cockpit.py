@@ -171,6 +171,6 @@ def with_measured(markers: Sequence[Marker], measured: Sequence[Marker], labels:
     for marker in measured:
         if marker.key not in known:
             row = labels.first_from(marker.utc_ns + 1)
-            after = row if labels[row] > marker.utc_ns else len(labels)
+            after = row if labels and labels[row] > marker.utc_ns else len(labels)
             found.append(replace(marker, after_seq=after - 1))
     return found
