@@ -86,6 +86,13 @@ class Inwater:
         if bool(before) != bool(trouble):
             self._note("pi_trouble" if trouble else "pi_recovered", trouble or "all is as wanted again", 1)
 
+    def doubt(self, standing: Standing) -> str:
+        """What is wrong with a recording that should go on; "" for nothing."""
+        if standing.state != "stopped":
+            return ""
+        restarted = ", or the old API was started again: stop this session, and start another"
+        return f"stopped by somebody else{restarted if self._record.old else ''}"
+
     async def follow(self) -> Standing:
         """Have the Pi record, and bring the copy up to date."""
         if self.trouble:  # it may take a while to be there: ask for something small first

@@ -264,7 +264,7 @@ class Session:
                 self._view.know_epoch(epoch.epoch, epoch.boot_id)
             for epoch in mirror.epochs[-1:]:
                 self.beat.pi_boot(epoch.boot_id)
-            inwater.is_in("stopped by somebody else" if standing.state == "stopped" else "")
+            inwater.is_in(inwater.doubt(standing))
             await self._pause(PULL_S)
 
     async def _pause(self, seconds: float) -> None:

@@ -195,6 +195,7 @@ class OldApi:
         self._later = options.generation == "later"
         self._data, self._slow, self._rate_hz = options.data, options.slow, options.rate
         self._plugged: Path | None = options.sensor
+        self._dumb: Path | None = options.dumb
         default: tuple[float, float] = (1.0, 300.0) if self._later else (15.0, 300.0)
         clamp: tuple[float, float] = options.roll_clamp or default
         self._least_roll_s, self._most_roll_s = clamp
@@ -434,6 +435,15 @@ class OldApi:
             "schema_version": 1,
         }
 
+    @web.middleware
+    async def answer(self, request: web.Request, handler: "Handler") -> web.StreamResponse:
+        """In the words of FastAPI, or not at all."""
+        response = await _as_fastapi(request, handler)
+        if self._dumb is not None and self._dumb.exists() and self._dumb.read_text() == request.path:
+            assert request.transport is not None
+            request.transport.abort()
+        return response
+
     async def end(self, _app: web.Application) -> None:
         """What is recorded is finished in order, unless it is killed."""
         if (active := self._active()) is not None:
@@ -460,7 +470,6 @@ async def _body(request: web.Request) -> dict[str, Any]:
 Handler = Callable[[web.Request], Awaitable[Any]]
 
 
-@web.middleware
 async def _as_fastapi(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answers and refusals in its words."""
     try:
@@ -500,9 +509,10 @@ def main() -> None:
     parser.add_argument("--roll-clamp", type=_two, metavar="LEAST,MOST", help="of the roll interval, in s")
     parser.add_argument("--slow", type=float, default=1.0, help="share of the real time that handlers block")
     parser.add_argument("--sensor", type=Path, help="there is a sensor while this file exists")
+    parser.add_argument("--dumb", type=Path, help="calls of the path in this file are done, and not answered")
     options = parser.parse_args()
     api = OldApi(options)
-    app = web.Application(middlewares=[_as_fastapi])
+    app = web.Application(middlewares=[api.answer])
     app.add_routes(api.routes())
     app.on_shutdown.append(api.end)
     host, _, port = options.http.rpartition(":")

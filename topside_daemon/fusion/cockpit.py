@@ -166,7 +166,7 @@ def _measured_markers(entries: object) -> tuple[list[Marker], list[Marker]]:
 
 def with_measured(markers: Sequence[Marker], measured: Sequence[Marker], labels: Labels) -> list[Marker]:
     """Markers of an old record, and those that only the metadata still has, put where their label falls."""
-    known = {marker.key for marker in markers}
+    known = {marker.key for marker in markers if marker.epoch < 0}
     found = list(markers)
     for marker in measured:
         if marker.key not in known:
