@@ -19,8 +19,8 @@ from tests.sim.rig import ROOT, TopsideDaemon, free_port
 from tests.sim.talker import Talker
 from topside_daemon.words import session_text, status_text
 
-RATE_HZ = 20.0
-QUICK = {"rate": str(RATE_HZ), "ahead_s": "5", "roll_clamp": "1,1", "slow": "0.1"}
+RATE_HZ = 40.0
+QUICK = {"rate": str(RATE_HZ), "ahead_s": "5", "roll_clamp": "0.3,0.3", "slow": "0.1"}
 
 
 @pytest.fixture
@@ -93,14 +93,13 @@ def seed(said: dict[str, Any]) -> dict[str, Any]:
 def test_a_session_on_the_later_generation(tmp_path: Path, surface: Talker) -> None:
     """Through a cut and a restart: all rows once, on the right clock by two markers and a time-sync; status
     says what is missing; a second session begins with rows that the old Pi had kept."""
-    flags = QUICK | {"generation": "later", "slow": "1", "drift_ppm": "40"}
+    flags = QUICK | {"generation": "later", "slow": "0.2", "drift_ppm": "40"}
     port = free_port()
     with (
         OldPiApi(tmp_path / "pi", **flags) as pi,
         Proxy(("127.0.0.1", port), ("127.0.0.1", pi.http)) as proxy,
         deck(tmp_path, port, surface) as topside,
     ):
-        topside.wait_streaming()
         assert topside.post("/session/start", {"mission": "old"})[0] == 200
         topside.wait_for(copied(topside, 20))
         assert "pi_trouble" not in topside.session()["events"]  # it was slow, and that is no trouble
@@ -114,14 +113,14 @@ def test_a_session_on_the_later_generation(tmp_path: Path, surface: Talker) -> N
         topside.kill()
         proxy.mend()
         topside.start()
-        topside.wait_for(copied(topside, topside.session()["inwater_durable_seq"] + 40))
+        topside.wait_for(copied(topside, topside.session()["inwater_durable_seq"] + 20))
         said, session = stop(topside)
         assert said["state"] == "complete", said
         check_copy(session, pi)
         assert seed(said)["rung"] in ("constant", "linear") and seed(said)["pairs_used"] == 2
         assert "clock     " + seed(said)["rung"] in session_text(said)
         assert all(abs(error_ms) < 1.96 * sd_ms for error_ms, sd_ms in errors_ms(session))
-        assert said["report"]["gaps"] == 0 and said["report"]["paired"] > 60
+        assert said["report"]["gaps"] == 0 and said["report"]["paired"] > 40
         kinds = [marker["type"] for marker in metadata(session)["markers"] if marker["quality"] == "measured"]
         assert kinds == ["START", "STOP"]
 
@@ -130,7 +129,7 @@ def test_a_session_on_the_later_generation(tmp_path: Path, surface: Talker) -> N
         said, second = stop(topside)
         assert said["state"] == "complete" and second != session
         check_copy(second, pi)
-        assert said["events"]["rows_before_start"] >= 60
+        assert said["events"]["rows_before_start"] >= 40
         assert all(abs(error_ms) < 1.96 * sd_ms for error_ms, sd_ms in errors_ms(second))
 
 
@@ -147,7 +146,6 @@ def test_a_session_on_the_snapshot_generation(tmp_path: Path, surface: Talker) -
         Proxy(("127.0.0.1", port), ("127.0.0.1", pi.http)) as proxy,
         deck(tmp_path, port, surface) as topside,
     ):
-        topside.wait_streaming()
         topside.post("/session/start", {"mission": "old"})
         topside.wait_for(copied(topside, 20))
         assert "no clock comparison, no markers" in status_text(topside.get("/status")[1])
@@ -173,7 +171,6 @@ def test_what_was_not_answered_is_not_done_twice(tmp_path: Path, surface: Talker
     sensor, dumb = tmp_path / "sensor", tmp_path / "dumb"
     flags = QUICK | {"generation": "later", "sensor": str(sensor), "dumb": str(dumb)}
     with OldPiApi(tmp_path / "pi", **flags) as pi, deck(tmp_path, pi.http, surface) as topside:
-        topside.wait_streaming()
         topside.post("/session/start")
         topside.wait_for(lambda: "cannot reach its sensor" in topside.session()["detail"])
         dumb.write_text("/record/start")
@@ -185,7 +182,7 @@ def test_what_was_not_answered_is_not_done_twice(tmp_path: Path, surface: Talker
         topside.wait_for(
             lambda: '"START"' in (Path(topside.session()["folder"]) / "markers.jsonl").read_text()
         )
-        topside.wait_for(copied(topside, topside.session()["inwater_durable_seq"] + 20))
+        topside.wait_for(copied(topside, topside.session()["inwater_durable_seq"] + 10))
         said, session = stop(topside)
         assert said["state"] == "complete"
         check_copy(session, pi)
@@ -195,14 +192,13 @@ def test_what_was_not_answered_is_not_done_twice(tmp_path: Path, surface: Talker
         assert all(abs(error_ms) < 1.96 * sd_ms for error_ms, sd_ms in errors_ms(session))
 
 
-def test_an_api_that_is_started_again(tmp_path: Path, surface: Talker) -> None:
+def test_an_api_that_is_started_again(tmp_path: Path) -> None:
     """It forgets its recording, which ends there, and is said to; what was sealed is had from its disk. What
     it records for somebody else is left alone."""
     with (
         OldPiApi(tmp_path / "pi", **QUICK | {"generation": "later"}) as pi,
-        deck(tmp_path, pi.http, surface) as topside,
+        TopsideDaemon(tmp_path / "topside", pi=f"http://127.0.0.1:{pi.http}") as topside,
     ):
-        topside.wait_streaming()
         topside.post("/session/start")
         topside.wait_for(copied(topside, 20))
         pi.kill()
@@ -233,14 +229,15 @@ def record(pi: OldPiApi, chunks: int) -> str:
 
 
 def test_pull(tmp_path: Path) -> None:
-    """Copies and proves a recording; one that goes on, or that the older generation does not serve, is said
-    to be; after its restart it is had from the disk."""
+    """Copies and proves a recording; one that the older generation, which stops and shows whatever it has
+    newest, does not serve is not mistaken for another; after its restart it is had from the disk."""
     with OldPiApi(tmp_path / "pi", **QUICK | {"generation": "snapshot"}) as pi:
         pi.post("/connect")
         first = record(pi, 1)
-        done = pull(pi, first, "--into", str(tmp_path / "first"))
-        assert done.returncode == 3 and "still recording" in done.stdout, done.stderr
-        pi.post("/record/stop", {"session_id": "any"})
+        assert pi.get("/record/status?session_id=any")[1]["session_id"] == "any"
+        assert pi.post("/record/stop", {"session_id": "any"})[0] == 200
+        assert pi.post("/record/stop", {"session_id": "any"})[0] == 400
+        assert pi.get("/api/sync/time") == pi.post("/record/sync-marker") == (404, {"detail": "Not Found"})
         done = pull(pi, first, "--into", str(tmp_path / "first"))
         assert done.returncode == 0 and "complete, every byte proven" in done.stdout, done.stderr
         for path in sealed_chunks(pi.data / first):
@@ -252,9 +249,8 @@ def test_pull(tmp_path: Path) -> None:
         assert "restart its API" in done.stderr
         pi.stop()
         pi.start()
-        for session_id in (first, second):
-            done = pull(pi, session_id, "--into", str(tmp_path / session_id))
-            assert done.returncode == 0, done.stderr
+        done = pull(pi, second, "--into", str(tmp_path / "second"))
+        assert done.returncode == 0 and "every byte proven" in done.stdout, done.stderr
         unknown = str(uuid4())
         done = pull(pi, unknown, "--into", str(tmp_path / "unknown"))
         assert (done.returncode, done.stderr.strip()) == (1, f"the old Pi has no recording {unknown}")
@@ -287,10 +283,3 @@ def test_the_stand_in_does_what_the_old_api_does(tmp_path: Path) -> None:
         assert whole.startswith(b"timestamp,sensor_id,mode,value,TempC,Vin\r\n")
         [temporary] = (pi.data / session_id).glob("*.tmp")
         assert temporary.stat().st_size == 0  # its rows are in memory
-    with OldPiApi(tmp_path / "snapshot", **QUICK | {"generation": "snapshot"}) as pi:
-        assert pi.get("/api/sync/time") == pi.post("/record/sync-marker") == (404, {"detail": "Not Found"})
-        pi.post("/connect")
-        record(pi, 1)
-        assert pi.get("/record/status?session_id=any")[1]["session_id"] == "any"
-        assert pi.post("/record/stop", {"session_id": "any"})[0] == 200
-        assert pi.post("/record/stop", {"session_id": "any"})[0] == 400
