@@ -61,7 +61,11 @@ class WallClock:
         return self._clock.mono_ns()
 
     def now(self) -> datetime:
-        since_us = (self._clock.mono_ns() - self._begun.mono_ns) * self._rate / 1e3
+        return self.at(self._clock.mono_ns())
+
+    def at(self, mono_ns: int) -> datetime:
+        """What it shows then."""
+        since_us = (mono_ns - self._begun.mono_ns) * self._rate / 1e3
         begun = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=self._begun.utc_ns // 1000)
         return begun + timedelta(microseconds=round(since_us + self._ahead_s * 1e6))
 
@@ -177,8 +181,9 @@ class Sensor(threading.Thread):
             due_ns += self._period_ns
             time.sleep(max(0, due_ns - self._clock.mono_ns()) / 1e9)
             if self.state == "acq_freerun":
-                value = round(self._clock.mono_ns() / 1e9 % MODULUS_S, 6)
-                self.ring.append(Reading(self._clock.now(), "freerun", value, 25.19, 7.494))
+                made_ns = self._clock.mono_ns()
+                value = round(made_ns / 1e9 % MODULUS_S, 6)
+                self.ring.append(Reading(self._clock.at(made_ns), "freerun", value, 25.19, 7.494))
 
 
 class Refused(Exception):
