@@ -54,9 +54,7 @@ def _folders(text: str) -> list[Path]:
 
 
 def _within(folder: Path, deepest: int) -> Iterator[Path]:
-    itself = is_session(
-        folder
-    )  # in a mission of the old Cockpit later sessions may lie beside its first ones
+    itself = is_session(folder)  # in a mission of the old Cockpit later sessions may lie beside its first ones
     if itself:
         yield folder
     entries = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
