@@ -177,7 +177,7 @@ class Beat:
             return await self._write(kind, label, alone)
 
     async def _write(self, kind: Kind, label: str | None, alone: bool = False) -> Marked:
-        session_id, probes = self._record.session_id, self._markers.probes
+        session_id, probes = self._record.recording_id, self._markers.probes
         pi = None if alone else self._pi
         return await self._writer.mark(kind, pi, session_id, self._surface, probes, label)
 

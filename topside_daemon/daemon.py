@@ -30,6 +30,7 @@ from topside_daemon.config import Config
 from topside_daemon.deck import Deck, View
 from topside_daemon.links import Links
 from topside_daemon.live import Live
+from topside_daemon.oldpi import EitherPi
 from topside_daemon.pi import Pi, PiError
 from topside_daemon.pibus import PiBus
 from topside_daemon.products import SessionRecord
@@ -66,7 +67,7 @@ class Daemon:
         self._publisher = Publisher(config.bus)
         self._live = Live(self._clock, self._publisher)
         self._announcer = _Surface(self._publisher, self._clock, self._live)
-        self._pi = Pi(config.pi, self._clock, Wallet(self._folder)) if config.pi else None
+        self._pi = EitherPi(config.pi, self._clock, Wallet(self._folder)) if config.pi else None
         self._instrument: Instrument | None = None
         if config.serial.port is not None:
             self._instrument = Instrument(
@@ -189,7 +190,7 @@ class Daemon:
             with suppress(PiError, ValueError, OSError):
                 record = await self._disk.do(read_json, self._folder / name / "session.json", SessionRecord)
                 if record is not None and record.state == "partial" and name not in self._at_work:
-                    await pi.standing(record.session_id)
+                    await pi.standing(record.recording_id)
                     log.info("the Pi has the record of %s: completing it", name)
                     await self._take_up(self._folder / name, recording=False)
 
@@ -300,11 +301,11 @@ class Daemon:
         if session is not None:
             metrics += [
                 counts("qsensor_session_events_total", "What happened, by kind.", "kind", session.log.counts),
-                gauge("qsensor_inwater_seq", "Newest in-water number known.", session.ordering.next_seq - 1),
+                gauge("qsensor_inwater_seq", "Newest in-water number known.", session.inwater_seqs[0]),
                 gauge(
                     "qsensor_inwater_mirrored_seq",
                     "Newest in-water number copied.",
-                    session.inwater.mirror.last_seq if session.inwater else -1,
+                    session.inwater_seqs[1],
                 ),
                 gauge("qsensor_inwater_missing", "Numbers the Pi lost.", session.ordering.missing),
                 gauge("qsensor_exchanges", "Clock comparisons of this session.", session.markers.exchanges),
@@ -322,8 +323,8 @@ class Daemon:
             "folder": str(session.folder),
             "state": record.state,
             "detail": record.detail or session.pi_trouble or (recorder.trouble if recorder else ""),
-            "inwater_seq": session.ordering.next_seq - 1,
-            "inwater_durable_seq": session.inwater.mirror.last_seq if session.inwater else -1,
+            "inwater_seq": session.inwater_seqs[0],
+            "inwater_durable_seq": session.inwater_seqs[1],
             "inwater_missing": session.ordering.missing,
             "inwater_repaired": session.ordering.repaired,
             "surface_seq": recorder.last_seq if recorder else -1,

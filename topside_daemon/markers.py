@@ -17,7 +17,7 @@ from common.files import Lines, read_lines
 from common.messages import Exchange, ExchangeKind, Kind, Marker
 from common.recorder import Recorder, RecordingEnded
 from common.rows import format_utc
-from topside_daemon.pi import Pi, PiError
+from topside_daemon.pi import NotTaken, Pi, PiError
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +88,15 @@ class MarkerWriter:
         try:
             detail = "" if label else await self._compare(told, pi, kind, sequence, probes)
             marker = self._here(kind, sequence, label)
-            on_surface, on_pi = await asyncio.gather(
+            on_surface, (on_pi, never) = await asyncio.gather(
                 _on_surface(surface, marker), self._on_pi(told, None if detail else pi, session_id, marker)
             )
             taken = pi is not None and not detail and not on_pi
             if label:
                 detail = await self._compare(told, pi, kind, sequence, probes)
+            again = bool(detail or on_surface or (on_pi and not never))
             detail = detail or on_pi or on_surface
-            if not detail or kind != "START":  # a START is tried again until both sides have it
+            if not again or kind != "START":  # a START is tried again until both sides have it
                 await asyncio.to_thread(self._marker_file.append, marker, sync=True)
                 if kind == "START":
                     self.started, self.started_ns = True, marker.mono_ns
@@ -158,14 +159,17 @@ class MarkerWriter:
             return str(error)
         return ""
 
-    async def _on_pi(self, told: list[Exchange], pi: Pi | None, session_id: str, marker: Marker) -> str:
+    async def _on_pi(
+        self, told: list[Exchange], pi: Pi | None, session_id: str, marker: Marker
+    ) -> tuple[str, bool]:
+        """Why the Pi does not have it, "" if it has; and whether it never will."""
         if pi is None:
-            return ""
+            return "", False
         try:
             await self._keep(told, [await pi.mark(session_id, marker)])
         except PiError as error:
-            return str(error)
-        return ""
+            return str(error), isinstance(error, NotTaken)
+        return "", False
 
     async def _keep(self, told: list[Exchange], burst: list[Exchange]) -> None:
         """Into the file first: what an estimate stands on must outlive it."""

@@ -29,6 +29,7 @@ KNOCK_S = 1.0  # for a Pi that has not answered to say that it is there again
 FILE_S = 30.0
 STOP_S = 30.0  # a card may take long over its last sync
 WARM_S = 10.0  # an idle connection is kept this long; the Pi closes it after 15
+GONE = 410  # the status of what an old Pi has no more, or does not serve now
 MARKER_PROBE = 1000  # number of the exchange that is the marker's own call, beside those of its burst
 
 
@@ -38,6 +39,10 @@ class PiError(Exception):
     def __init__(self, detail: str, status: int | None = None) -> None:
         super().__init__(detail)
         self.status = status
+
+
+class NotTaken(PiError):
+    """The Pi will not take this marker another time either: it is in the surface record only."""
 
 
 class About(Struct, frozen=True):
@@ -53,6 +58,13 @@ class About(Struct, frozen=True):
     run_id: str | None = None
     bus_key: str | None = None
     security: str | None = None
+
+
+class Started(Struct, frozen=True):
+    """What the Pi calls a recording, and since when it runs, by the Pi's wall clock."""
+
+    session_id: str
+    started_at: str
 
 
 class Standing(Struct, frozen=True):
@@ -122,6 +134,7 @@ class Pi:
             raise ConfigError(f"{url!r} is not the URL of a Pi: give --pi http://HOST:9150") from None
         self.url = url.rstrip("/")
         self.host = parts.hostname
+        self.lacks = ""  # what an old Pi cannot do, in one line
         self.machine_id: str | None = None  # what `about` said last of whose crystal the Pi's clock counts
         self._clock = clock
         self._wallet = wallet
@@ -183,7 +196,7 @@ class Pi:
         roll_interval_s: float,
         holder: str,
         sequel: Sequel | None = None,
-    ) -> None:
+    ) -> Started:
         """Start the recording with this id; again, if it is the one that is recording."""
         wanted = {
             "session_id": session_id,
@@ -192,7 +205,7 @@ class Pi:
             "holder": holder,
             "sequel": msgspec.to_builtins(sequel),
         }
-        await self._call("POST", "/record/start", dict[str, Any], json=wanted)
+        return await self._call("POST", "/record/start", Started, json=wanted)
 
     async def stop(self, session_id: str, holder: str) -> None:
         wanted = {"session_id": session_id, "holder": holder}

@@ -87,7 +87,7 @@ class PiBus:
             self._become(str(error))
             return False
         keys = self._pi.bus_keys()
-        if (keys is None) != (about.bus_key is None):
+        if about.bus_port is not None and (keys is None) != (about.bus_key is None):
             self._become(NOT_PAIRED if keys is None else NO_KEY)
             return about.security == "legacy-lan"
         if about.bus_port is not None and (about.bus_port, keys) != self._where:
@@ -97,7 +97,7 @@ class PiBus:
             address = f"tcp://{self._pi.host}:{about.bus_port}"
             self._subscriber = Subscriber(address, [INWATER], self._hear, keys=keys)
             self._where = about.bus_port, keys
-        self._become(CONNECTED if self._subscriber is not None else "an old Pi: it has no bus")
+        self._become(self._pi.lacks or CONNECTED)
         return True
 
     def _become(self, state: str) -> None:
@@ -140,9 +140,10 @@ class PiBus:
     def news(self) -> list[News]:
         """What has changed since the last call, as events; to be asked for once a second."""
         found: list[News] = []
-        if self.silent != self._told_silent:
-            self._told_silent = self.silent
-            found.append(("bus_silent" if self.silent else "bus_heard", "the Pi's live messages", 1))
+        silent = self.silent and not self._pi.lacks
+        if silent != self._told_silent:
+            self._told_silent = silent
+            found.append(("bus_silent" if silent else "bus_heard", "the Pi's live messages", 1))
         self._count_malformed()
         now_ns = self._clock.mono_ns()
         due = self._bad_told_ns is None or now_ns - self._bad_told_ns > BAD_EVERY_NS

@@ -21,6 +21,8 @@ from common.rows import HEADER, format_utc
 from topside_daemon.fusion.bursts import delay_ns, group_bursts, offset_ns, refusal
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.tether import LinkMemory
+from topside_daemon.pi import Started
+from topside_daemon.wallclocks import WallClocks
 
 # Not to outlive the daemon, and not to have the priority that it asks for.
 POLITELY = [
@@ -33,7 +35,7 @@ class SessionRecord(Struct):
     """`session.json` of a session folder; epochs are those of the topside clock.
 
     link: what earlier sessions had shown of this pair of machines when this one began. fusion: how it is
-    to be fused.
+    to be fused. old: the recording as an old Pi calls it.
     """
 
     session_id: str
@@ -46,9 +48,15 @@ class SessionRecord(Struct):
     detail: str = ""
     stopped_at: str | None = None
     inwater_started: bool = False
+    old: Started | None = None
     epochs: list[Epoch] = []
     link: LinkMemory | None = None
     fusion: Settings = Settings()
+
+    @property
+    def recording_id(self) -> str:
+        """Of the recording on the Pi."""
+        return self.old.session_id if self.old else self.session_id
 
 
 async def produce(folder: Path, session: SessionRecord, stamped: str, disk: Disk) -> dict[str, Any]:
@@ -66,13 +74,21 @@ async def produce(folder: Path, session: SessionRecord, stamped: str, disk: Disk
     """
     for stream in _streams(folder).values():
         await disk.do(combine, stream)
+    if session.old is not None:  # what the fusion will stand on, so that it says nothing of that itself
+        await disk.do(_write_metadata, folder, session, None, stamped)
+        return await fuse(folder)
     report = await fuse(folder)
     await disk.do(_write_metadata, folder, session, report, stamped)
     return report
 
 
-def _write_metadata(folder: Path, session: SessionRecord, report: dict[str, Any], stamped: str) -> None:
-    metadata = _sync_metadata(folder, session, report, stamped)
+def _write_metadata(
+    folder: Path, session: SessionRecord, report: dict[str, Any] | None, stamped: str
+) -> None:
+    if report is None:
+        metadata = _old_metadata(folder, session, stamped)
+    else:
+        metadata = _sync_metadata(folder, session, report, stamped)
     replace(folder / "sync_metadata.json", json.dumps(metadata, indent=2).encode("utf-8"))
 
 
@@ -80,9 +96,15 @@ def combine(stream: Path) -> None:
     """All sealed chunks as one `session.csv`: one header, plain line ends, as old readers want it."""
     temporary = stream / "session.csv.new"
     with temporary.open("wb") as file:
-        file.write(HEADER.encode("ascii") + b"\n")
+        head = HEADER.encode("ascii")
         for path in sealed_chunks(stream):
-            file.write(path.read_bytes().partition(b"\n")[2].replace(b"\r\n", b"\n"))
+            first, _, rows = path.read_bytes().partition(b"\n")
+            if not file.tell():
+                head = first.rstrip()  # an old Pi's has fewer columns
+                file.write(head + b"\n")
+            file.write(rows.replace(b"\r\n", b"\n"))
+        if not file.tell():
+            file.write(head + b"\n")
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(stream / "session.csv")
@@ -133,16 +155,9 @@ def _sync_metadata(
         for burst in group_bursts(exchanges)
         if (whole := [one for one in burst if refusal(one) is None])
     ]
-    streams = _streams(folder)
-    return {
-        "schemaVersion": 1,
-        "mission": session.mission,
-        "unifiedSessionTimestamp": folder.name.removeprefix("session_"),
-        "createdAt": session.created_at,
-        "updatedAt": stamped,
-        "sensors": {role: _sensor(streams.get(role), folder, role) for role in ("inWater", "surface")},
+    return _about(folder, session, stamped) | {
         "timeSync": {"inWater": _time_sync(best[0]) if best else None, "surface": None},
-        "markers": _markers(folder, streams, best),
+        "markers": _markers(folder, _streams(folder), best),
         "driftModel": _drift_model(best, report["clock"]),
         "fusion": {
             "status": "complete",
@@ -154,6 +169,28 @@ def _sync_metadata(
             "completedAt": stamped,
             "report": "unified_session.json",
         },
+    }
+
+
+def _old_metadata(folder: Path, session: SessionRecord, stamped: str) -> dict[str, Any]:
+    """The same file as the old Cockpit wrote it before it fused: what is known of an old Pi's clock."""
+    clocks = WallClocks(read_lines(folder / "exchanges.jsonl", Exchange), session.epochs)
+    return _about(folder, session, stamped) | {
+        "timeSync": {"inWater": clocks.time_sync(), "surface": None},
+        "markers": clocks.markers(read_lines(folder / "markers.jsonl", Marker)),
+        "driftModel": None,
+    }
+
+
+def _about(folder: Path, session: SessionRecord, stamped: str) -> dict[str, Any]:
+    streams = _streams(folder)
+    return {
+        "schemaVersion": 1,
+        "mission": session.mission,
+        "unifiedSessionTimestamp": folder.name.removeprefix("session_"),
+        "createdAt": session.created_at,
+        "updatedAt": stamped,
+        "sensors": {role: _sensor(streams.get(role), folder, role) for role in ("inWater", "surface")},
     }
 
 

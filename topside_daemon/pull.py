@@ -20,6 +20,7 @@ from common.files import FolderInUse, away_from_daemons, make_folder, read_json
 from common.recovery import sealed_chunks
 from common.service import EXIT_LOSS, ConfigError
 from topside_daemon.mirror import Incomplete, Mirror
+from topside_daemon.oldpi import EitherPi
 from topside_daemon.pi import Pi, PiError
 from topside_daemon.products import combine, fuse
 
@@ -86,7 +87,8 @@ def pull(options: argparse.Namespace) -> int:
     url, session_id = given or PI_URL, options.session.removeprefix(INWATER)
     try:
         with _held_place(options.into, session_id) as folder:
-            pulled = asyncio.run(_pull(Pi(url, SystemClock()), session_id, folder, not options.no_fuse))
+            pi = EitherPi(url, SystemClock())
+            pulled = asyncio.run(_pull(pi, session_id, folder, not options.no_fuse))
     except FolderInUse as error:
         print(f"{error}, or let it complete the session itself", file=sys.stderr)
         return REFUSED

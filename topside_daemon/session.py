@@ -143,7 +143,7 @@ class Session:
         self._opened.append(self.markers.close)
         self.markers.watch(self._view.burst)
         if self.inwater is not None:
-            await self.inwater.mirror.load()
+            await self.inwater.load()
             self.ordering.next_seq = self.inwater.mirror.last_seq + 1
         await self._open_surface()
         self.beat = Beat(self.markers, record, self.recorder, self._deck, self._view, self.note)
@@ -264,7 +264,7 @@ class Session:
                 self._view.know_epoch(epoch.epoch, epoch.boot_id)
             for epoch in mirror.epochs[-1:]:
                 self.beat.pi_boot(epoch.boot_id)
-            inwater.is_in("stopped by somebody else" if standing.state == "stopped" else "")
+            inwater.is_in(inwater.doubt(standing))
             await self._pause(PULL_S)
 
     async def _pause(self, seconds: float) -> None:
@@ -399,6 +399,17 @@ class Session:
     def pi_trouble(self) -> str:
         """Why the Pi does not do what is wanted; "" when it does."""
         return self.inwater.trouble if self.inwater else ""
+
+    @property
+    def inwater_seqs(self) -> tuple[int, int]:
+        """The newest in-water number known and the newest that is here, -1 for none; an old Pi's rows have no
+        numbers, and are counted."""
+        if self.inwater is None:
+            return self.ordering.next_seq - 1, -1
+        if self.inwater.counted is not None:
+            recorded, copied = self.inwater.counted
+            return max(recorded, copied) - 1, copied - 1
+        return self.ordering.next_seq - 1, self.inwater.mirror.last_seq
 
     @property
     def ended(self) -> bool:

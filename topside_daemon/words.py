@@ -22,6 +22,10 @@ def session_text(session: dict[str, Any]) -> str:
             f"drift {segment['drift_ppm']:.2f} ± {segment['drift_sd_ppm']:.2f} ppm ({worth})"
             for segment in report["clock"]
         ]
+        lines += [
+            f"clock     {seed['rung']}, quality {seed['quality']}: {seed['reason']} ({worth})"
+            for seed in report.get("seeds", [])
+        ]
     if session["detail"]:
         lines.append(f"note      {session['detail']}")
     return "\n".join(lines)

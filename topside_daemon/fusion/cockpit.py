@@ -166,11 +166,11 @@ def _measured_markers(entries: object) -> tuple[list[Marker], list[Marker]]:
 
 def with_measured(markers: Sequence[Marker], measured: Sequence[Marker], labels: Labels) -> list[Marker]:
     """Markers of an old record, and those that only the metadata still has, put where their label falls."""
-    known = {marker.key for marker in markers}
+    known = {marker.key for marker in markers if marker.epoch < 0}
     found = list(markers)
     for marker in measured:
         if marker.key not in known:
             row = labels.first_from(marker.utc_ns + 1)
-            after = row if labels[row] > marker.utc_ns else len(labels)
+            after = row if labels and labels[row] > marker.utc_ns else len(labels)
             found.append(replace(marker, after_seq=after - 1))
     return found

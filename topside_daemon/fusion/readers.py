@@ -347,13 +347,14 @@ def read_settings(path: Path) -> Settings:
 def _climb(streams: tuple[Stream, Stream], metadata: Metadata, kernel: Kernel, notes: list[str]) -> Ladder:
     """The ladder of a session, and its pieces put down in the rows."""
     records = []
+    labelled = any(stream.unnumbered for stream in streams)
     for stream, measured in zip(streams, metadata.markers, strict=True):
         if stream.markers and not stream.index.rows:
             notes.append(f"{stream.name}: {stream.markers} markers and no reading")
         ranges = stream.index.ranges()
         first, end = ranges.pop(UNNUMBERED, (0, 0))
         labels = Stamps(stream.index, kernel, first, end)
-        if labels:
+        if labelled:  # of a numbered record beside one of an old Pi too: its own markers are on another clock
             stream.marked = with_measured(stream.marked, measured, labels)
         instants = {epoch: Stamps(stream.index, kernel, *range_) for epoch, range_ in ranges.items()}
         records.append(Record(labels, instants, stream.marked))
