@@ -104,18 +104,34 @@ tell_udev() {
 start() {
     system systemctl enable --quiet "qsensor-$role"
     if [ "$root" ]; then return; fi
-    verb=start
-    if [ "$changed" ]; then
-        systemctl daemon-reload
-        verb=restart
+    if [ -z "$changed" ]; then
+        systemctl start "qsensor-$role"
+        return
     fi
-    systemctl "$verb" "qsensor-$role" 2>/dev/null ||
-        fail "installed, but qsensor-$role does not start: $(journalctl -u "qsensor-$role" -o cat -n 30 |
-            grep -v -e systemd -e '^qsensor-' -e '^Start' -e '^Stop' | tail -n 1)"
+    systemctl daemon-reload
+    systemctl try-restart "qsensor-*.service" 2>/dev/null || true # the other daemon, if it is here, runs on this too
+    systemctl start "qsensor-$role" 2>/dev/null || fail "installed, but qsensor-$role does not start: $(last_word)"
+}
+
+# The newest line that the daemon itself has written.
+last_word() {
+    journalctl -o cat -n 1 _SYSTEMD_UNIT="qsensor-$role.service" 2>/dev/null || echo "journalctl -u qsensor-$role says why"
+}
+
+# A service does not see home folders (ProtectHome=).
+find_python() {
+    python=$(sh "$here/requirements/install.sh" python)
+    real=$("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))')
+    case $real in
+        /home/* | /root/* | /run/user/*)
+            [ "$root" ] ||
+                fail "$real lies in a home folder, which a service cannot see: PYTHON=/usr/bin/python3 before sh cures it"
+            ;;
+    esac
 }
 
 install_role() {
-    python=$(sh "$here/requirements/install.sh" python)
+    find_python
     find_wheels
     make_venv
     put qsensor.sysusers /etc/sysusers.d/qsensor.conf
