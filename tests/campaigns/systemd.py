@@ -251,7 +251,7 @@ class Trial:
             return
         self._talk("start", "--mission", "trial")
         yield
-        print(stopped := self._talk("stop", "--json"))
+        stopped = self._talk("stop", "--json")
         self._machine.wait_for(lambda: json.loads(self._talk("status", "--json"))["session"]["state"] == "complete")
         session = self._machine.path(json.loads(stopped)["folder"])
         pi = next(one for one in self._services if one.role == "pi")
