@@ -76,12 +76,12 @@ make_venv() {
     rm -rf "$venv.new" "$venv.old"
     mkdir -p "${venv%/*}"
     "$python" -m venv "$venv.new"
-    pip="$venv.new/bin/python -m pip --disable-pip-version-check --no-input"
-    # shellcheck disable=SC2086 # words of a command
-    $pip install -qq --no-index --no-deps --require-hashes --find-links "$wheels" -r "$lock" ||
-        fail "$wheels does not fit $("$python" --version) on $(uname -m), see above: make it on such a machine, \
-or with --for and --python of deploy/wheels.sh"
-    $pip check >/dev/null || fail "$wheels is not complete: $($pip check | head -n 1): run deploy/wheels.sh again"
+    if ! "$venv.new/bin/python" -m pip --disable-pip-version-check --no-input install -qq \
+        --no-index --require-hashes --find-links "$wheels" -r "$lock"; then
+        rm -rf "$venv.new"
+        fail "$wheels is not complete, or not for $("$python" --version) on $(uname -m), see above: \
+make it on such a machine, or with --for and --python of deploy/wheels.sh"
+    fi
     find "$venv.new/bin" -type f -exec sed -i "s|$venv.new|$venv|g" {} +
     record >"$venv.new/installed.txt"
     if [ -e "$venv" ]; then mv "$venv" "$venv.old"; fi
@@ -123,7 +123,7 @@ find_python() {
     python=$(sh "$here/requirements/install.sh" python)
     real=$("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))')
     case $real in
-        /home/* | /root/* | /run/user/*)
+        /home/* | ~root/* | /run/user/*)
             [ "$root" ] ||
                 fail "$real lies in a home folder, which a service cannot see: PYTHON=/usr/bin/python3 before sh cures it"
             ;;
@@ -176,8 +176,12 @@ while [ $# -gt 0 ]; do
     case $1 in
         pi | topside) role=$1 ;;
         remove | uninstall) verb=remove_roles ;;
-        --wheels) wheels=$(cd "${2:-}" 2>/dev/null && pwd) || fail "--wheels ${2:-}: no such folder" && shift ;;
-        --root) root=$(cd "${2:-}" 2>/dev/null && pwd) || fail "--root ${2:-}: no such folder" && shift ;;
+        --wheels | --root)
+            [ -d "${2:-}" ] || fail "$1 ${2:-}: no such folder"
+            folder=$(cd "$2" && pwd)
+            if [ "$1" = --root ]; then root=$folder; else wheels=$folder; fi
+            shift
+            ;;
         *) fail "$usage" ;;
     esac
     shift

@@ -40,6 +40,7 @@ class Booted:
             raise NoSystemd("this kernel has no overlay file system: modprobe overlay")
         self._folder = folder
         self._log = folder.with_name(f"{folder.name}.log")
+        self._started: list[subprocess.Popen[bytes]] = []
         self._cgroup = _cgroup2() / f"qsensor-trial-{os.getpid()}"
 
     def __enter__(self) -> Self:
@@ -113,9 +114,14 @@ class Booted:
     def run(self, *words: str) -> Command:
         return subprocess.run(self.command(*words), capture_output=True, text=True, check=False, timeout=120)
 
+    def start(self, *words: str) -> None:
+        """Run *words* beside everything else, until the machine ends."""
+        silent = subprocess.DEVNULL
+        self._started.append(subprocess.Popen(self.command(*words), stdin=silent, stdout=silent))
+
     def path(self, place: str) -> Path:
         """Where we see the machine's *place*, which is absolute."""
-        return Path(f"/proc/{self._init}/root{place}")
+        return Path("/proc", str(self._init), "root", place.lstrip("/"))
 
     def show(self, unit: str, key: str) -> str:
         """A property of a unit, as `systemctl show` has it."""
@@ -130,7 +136,8 @@ class Booted:
         if hasattr(self, "_outer"):
             with suppress(ProcessLookupError):
                 os.kill(self._init, signal.SIGKILL)
-            self._outer.wait(PATIENCE_S)
+            for one in (*self._started, self._outer):
+                one.wait(PATIENCE_S)
         for group in sorted(self._cgroup.glob("**/"), reverse=True):
             _remove_group(group)
         self._folder.rmdir()

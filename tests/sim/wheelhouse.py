@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
-from packaging.tags import sys_tags
-from packaging.utils import canonicalize_name, parse_tag
+from packaging.tags import parse_tag, sys_tags
+from packaging.utils import canonicalize_name
 
 from tests.sim.rig import ROOT
 
