@@ -13,7 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import Struct
 
 from common import VERSION
 from pi_daemon.config import Config as PiConfig
@@ -21,6 +23,7 @@ from tests.campaigns.systemd import campaign
 from tests.sim.booted import NoSystemd
 from tests.sim.rig import ROOT, PiDaemon
 from tests.sim.wheelhouse import fill, needed
+from topside_daemon.config import Config as TopsideConfig
 
 pytestmark = pytest.mark.heavy
 
@@ -94,6 +97,29 @@ def test_what_is_carried_is_what_is_locked(role: str) -> None:
     text = (ROOT / "requirements" / lock).read_text(encoding="utf-8")
     pinned = set(re.findall(r"^([a-z0-9-]+)==([\w.]+) ", text, re.MULTILINE))
     assert {(one, version(one)) for one in needed(role)} <= pinned
+
+
+def uncommented(example: Path) -> Any:
+    """An example with every key that it shows."""
+    shown = re.sub(r"^# (\w+ = )", r"\1", example.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return tomllib.loads(shown)
+
+
+def keys(of: Any) -> set[str]:
+    """All keys of a configuration, dotted."""
+    found = {one.name: getattr(of, one.name) for one in msgspec.structs.fields(of)}
+    inner = {f"{name}.{key}" for name, one in found.items() if isinstance(one, Struct) for key in keys(one)}
+    return {name for name, one in found.items() if not isinstance(one, Struct)} | inner
+
+
+@pytest.mark.parametrize(("name", "config"), [("pi", PiConfig), ("topside", TopsideConfig)])
+def test_an_example_shows_every_key(name: str, config: type[Struct]) -> None:
+    """No key of the daemon is missing, none is made up, and what is shown is taken."""
+    shown = uncommented(DEPLOY / f"{name}.toml")
+    tables = {one for one in shown if isinstance(shown[one], dict)}
+    dotted = {f"{table}.{key}" for table in tables for key in shown[table]}
+    assert set(shown) - tables | dotted == keys(config())
+    msgspec.convert(shown, config)
 
 
 @pytest.fixture(scope="module")
