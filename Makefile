@@ -2,7 +2,7 @@
 # Another interpreter: make demo PYTHON=/path/to/python3.12
 
 # ARGS= is passed on: to the demo, to pytest, to the benchmark.
-campaigns := kill crash faults cuts markers chaos fuzz soak latency clocksteps netns cutoff
+campaigns := kill crash faults cuts markers chaos fuzz soak latency clocksteps netns cutoff systemd
 .PHONY: demo test check bench bench-clock reference campaigns $(campaigns) lock clean runtime dev peers
 
 demo: runtime
@@ -28,7 +28,7 @@ bench-clock: dev
 reference: dev
 	@PYTHONPATH=. .venv/bin/python deploy/reference.py
 
-# Long trials of what is promised; netns and parts of others need root, crash and faults need strace,
+# Long trials of what is promised; netns, systemd and parts of others need root, crash and faults need strace,
 # clocksteps needs libfaketime.
 $(campaigns): dev
 	@.venv/bin/python -m tests.campaigns.$@ $(ARGS)

@@ -2,6 +2,7 @@
 # Makes .venv hold what a lock file names:  sh requirements/install.sh runtime|dev|peers
 # Each of these adds to the one before and changes nothing of it.
 # With "missing": installs nothing, only says what this machine lacks and the command that cures it.
+# With "python": likewise, else prints the interpreter that it would take.
 #
 # .venv keeps a record of what was installed completely. It is taken away before anything changes,
 # so that an interrupted set-up is started over and never trusted.
@@ -75,11 +76,12 @@ find_python
 need_venv
 case ${1:-} in
     missing) ;;
+    python) command -v "$python" ;;
     runtime | dev | peers)
         # Two makes at once take turns; where there is no flock they had better not be started.
         exec 9<requirements
         if command -v flock >/dev/null; then flock 9; fi
         installed "$1" || install "$1"
         ;;
-    *) fail "usage: sh requirements/install.sh runtime|dev|peers|missing" ;;
+    *) fail "usage: sh requirements/install.sh runtime|dev|peers|missing|python" ;;
 esac
