@@ -119,7 +119,8 @@ class Guard:
         """A page on a name that its owner has let point here would else be of the same origin."""
         match = HOST.fullmatch(request.headers.get("Host", "localhost"))
         name = match["name"].lower().rstrip(".") if match else ""
-        if name not in self._hosts and not _is_address(name.strip("[]")):
+        known = name in self._hosts or name.endswith(".local") or _is_address(name.strip("[]"))
+        if not known:  # of .local every network answers for itself: nobody elsewhere lets it point here
             raise Refused(
                 421,
                 f"foreign host {name[:64]!r}: ask by this machine's address, or add the name to hosts in "

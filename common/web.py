@@ -25,9 +25,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BODY_BYTES = 16_384  # the largest body we accept is a few hundred
 BODY_S = 5.0  # for a body to come in
-KEEPALIVE_S, LINGER_S = 15.0, 2.0
+KEEPALIVE_S, LINGER_S = 15.0, 0.5
 SHUTDOWN_S = 0.5
-CONNECTIONS = 64  # at once; a vehicle has a handful of clients
+CONNECTIONS = 128  # at once; a vehicle has a handful of clients
 STALLED_MS = 30_000  # for a peer that takes nothing of what it asked for
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
@@ -184,6 +184,8 @@ class Site:
             response = answer({"detail": error.reason}, error.status)
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
+        except UnicodeError:  # a header whose bytes are repeated in a refusal
+            response = answer({"detail": "headers: they are no text"}, 400)
         except ConnectionError:
             raise  # the caller is gone
         except OSError as error:

@@ -6,20 +6,22 @@ and stopped here is what the old calls show. As long as nobody has asked for any
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Annotated, Literal
+from collections.abc import Awaitable, Callable
+from typing import Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from common.clock import Clock
 from common.instrument import Instrument, InstrumentError, InvalidSetting, MenuTimeout, NotConnected
 from common.menu import Mode, SensorConfig
 from common.web import Refused
-from pi_daemon.views import Views
+from pi_daemon.views import Keeping, KeepQuery, Views
 
 log = logging.getLogger(__name__)
 
 CONNECT_NS = 25_000_000_000  # the old client gives up after 30
+START_NS = 10_000_000_000  # likewise after 15
+BUSY = ("opening", "listening", "interview")  # states of a sensor that is not yet known
 LOOK_S = 0.1
 
 Shown = Literal["disconnected", "config_menu", "acq_freerun", "acq_polled", "paused"]
@@ -42,7 +44,7 @@ class StartQuery(Struct):
 class ConfigWish(Struct):
     """What is absent stays as it is; nothing at all only reads."""
 
-    averaging: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    averaging: int | None = None
     adc_rate_hz: int | None = None
     mode: Mode | None = None
     tag: str | None = None
@@ -84,15 +86,22 @@ class Acquisition:
 
     Args:
         recording: whether rows are being recorded, which nothing here may interrupt.
+        end_recording: ends one that nobody holds.
     """
 
     def __init__(
-        self, instrument: Instrument, views: Views, clock: Clock, recording: Callable[[], bool]
+        self,
+        instrument: Instrument,
+        views: Views,
+        clock: Clock,
+        recording: Callable[[], bool],
+        end_recording: Callable[[], Awaitable[None]],
     ) -> None:
         self._instrument = instrument
         self._views = views
         self._clock = clock
         self._recording = recording
+        self._end_recording = end_recording
         self._asked: Literal["", "gone", "menu", "running", "paused"] = ""
 
     @property
@@ -117,40 +126,61 @@ class Acquisition:
         return self._recording() or self._asked != "paused"
 
     @property
-    def _mode(self) -> Mode:
-        return "polled" if self._instrument.state == "polled" else "freerun"
-
-    @property
-    def mode(self) -> str | None:
+    def mode(self) -> Mode | None:
         """As the sensor is configured; None before that is known."""
         return self._instrument.config.mode if self._instrument.config else None
+
+    @property
+    def _mode(self) -> Mode:
+        return self.mode or ("polled" if self._instrument.state == "polled" else "freerun")
+
+    def check_ready(self) -> None:
+        """For a recording that an old client begins.
+
+        Raises:
+            Refused: 424, it has disconnected.
+        """
+        if self._asked == "gone" and not self._recording():
+            raise Refused(424, "Not connected: POST /connect first")
 
     def begun(self) -> None:
         """A recording has begun, and with it acquisition, as it did."""
         self._asked = "running"
 
     async def connect(self, query: ConnectQuery) -> Connected:
-        """Wait until the sensor is heard; asked again, the answer is the same."""
+        """Wait until the sensor is heard and known; asked again, the answer is the same."""
         already = self._asked not in ("", "gone")
-        deadline_ns = self._clock.mono_ns() + CONNECT_NS
-        while not self._instrument.connected:
-            if self._clock.mono_ns() > deadline_ns:
-                raise Refused(503, f"Serial: {self._instrument.health().detail}")
-            await asyncio.sleep(LOOK_S)
+        await self._until(
+            lambda: self._instrument.connected and self._instrument.state not in BUSY, CONNECT_NS
+        )
+        if not self._instrument.connected:
+            raise Refused(503, f"Serial: {self._instrument.health().detail}")
         if query.port is not None and not already:
             log.info("connect: %s asked for, the sensor is at %s", query.port, self._instrument.health().port)
-        self._asked = "menu"
+        if self._asked not in ("running", "paused"):
+            self._asked = "menu"
         return Connected("connected", self._instrument.sensor_id, "Already connected" if already else "")
 
+    async def _until(self, condition: Callable[[], bool], most_ns: int) -> None:
+        deadline_ns = self._clock.mono_ns() + most_ns
+        while self._clock.mono_ns() < deadline_ns:
+            if condition():
+                return
+            await asyncio.sleep(LOOK_S)
+
     async def disconnect(self) -> Done:
-        """Nothing is closed: the sensor stays with this daemon."""
-        self._asked = "gone"
+        """The sensor stays with this daemon; a recording that nobody holds ends, as it did: its client may be
+        gone, and no other could end it."""
+        await self._end_recording()
+        self._asked, self._views.restarted = "gone", False
         return Done("disconnected")
 
     async def config(self, body: ConfigWish) -> Configuration:
         """Read the sensor's configuration, or change it through its menu, which takes 8 to 25 s."""
         self._check_connected()
         wanted = {name: getattr(body, name) for name in body.__struct_fields__}
+        if body.mode == "polled" and body.tag is None:
+            raise Refused(400, "Invalid: mode polled needs a tag, A to Z")
         found = self._instrument.config
         if found is None or any(value is not None for value in wanted.values()):
             self._check_idle()
@@ -186,12 +216,20 @@ class Acquisition:
         self._asked = "running"
         if query.auto_record:
             self._views.restart()
+        before = self._views.taken
+        await self._until(lambda: self._views.taken > before, START_NS)
         return Started("started", self._mode, self._views.restarted)
+
+    async def keep(self, query: KeepQuery) -> Keeping:
+        """Begin anew with the readings that are kept, and keep at most so many."""
+        self._check_connected()
+        self._check_running()
+        return await self._views.keep(query)
 
     async def stop(self) -> Done:
         """Show acquisition as stopped; a recording goes on."""
         self._check_running()
-        self._asked = "menu"
+        self._asked, self._views.restarted = "menu", False
         return Done("stopped")
 
     async def pause(self) -> Done:
@@ -204,14 +242,18 @@ class Acquisition:
 
     async def resume(self) -> Resumed:
         """Go on after a pause."""
-        if not self.connected or self._asked != "paused":
+        if not self._recording():
+            self._check_connected()
+        if self._asked != "paused":
             raise Refused(400, "Acquisition is not in paused state")
         self._asked = "running"
         return Resumed("resumed", self._mode)
 
     def _check_running(self) -> None:
-        if not self.connected or (self._asked in ("menu", "gone") and not self._recording()):
-            raise Refused(400, "Acquisition not running")
+        if not self._recording():
+            self._check_connected()
+            if self._asked == "menu":
+                raise Refused(400, "Acquisition not running")
 
 
 def _configuration(found: SensorConfig) -> Configuration:

@@ -81,8 +81,10 @@ class Api:
         self._instrument = instrument
         self._clock = clock
         self._setting = setting = setting or Setting()
-        self._views = Views(sessions.folder, clock)
-        self._acquisition = Acquisition(instrument, self._views, clock, lambda: sessions.recorder is not None)
+        self._views = Views(sessions.folder, clock, lambda: instrument.connected)
+        self._acquisition = Acquisition(
+            instrument, self._views, clock, lambda: sessions.recorder is not None, sessions.stop_unheld
+        )
         self._run_id = str(uuid4())
         self._downloads = Downloads(sessions.folder)
         self._guard = Guard(setting.security, clock, setting.keyring, setting.hosts, setting.origins)
@@ -131,7 +133,7 @@ class Api:
             site.get(f"{prefix}/recent", views.recent)
             site.get(f"{prefix}/stats", views.stats)
             site.serve(f"{prefix}/stream", views.stream, "WebSocket", shown=False)
-        site.post("/recording/start", views.keep)
+        site.post("/recording/start", self._acquisition.keep)
         site.post("/recording/stop", views.flush)
         for prefix in ("", "/recording"):
             site.serve(f"{prefix}/export/csv", views.export_csv, "text/csv")
@@ -167,7 +169,7 @@ class Api:
 
     async def health(self) -> Health:
         """Whether the daemon is up."""
-        return Health("Q-Sensor", API_VERSION, "online")
+        return Health("Q-Sensor API", API_VERSION, "online")
 
     async def version(self) -> Version:
         """Which daemon this is, and where the rest of it is to be found."""
@@ -238,9 +240,9 @@ class Api:
         return Status(
             connected=self._acquisition.connected,
             recording=recorder is not None or self._views.restarted,
-            sensor_id=self._instrument.sensor_id,
+            sensor_id=self._instrument.sensor_id if self._acquisition.connected else "unknown",
             mode=self._acquisition.mode,
-            rows=recorder.rows if recorder else 0,
+            rows=recorder.rows if recorder else self._views.kept if self._views.restarted else 0,
             state=self._acquisition.shown,
             session_id=recorder.record.session_id if recorder else None,
             durable_seq=recorder.durable_seq if recorder else -1,
@@ -252,6 +254,8 @@ class Api:
 
     async def record_start(self, body: StartRequest) -> RecordingStarted:
         """Begin a recording."""
+        if body.holder is None:
+            self._acquisition.check_ready()
         record = await self._sessions.start(
             Wish(
                 session_id=body.session_id,

@@ -274,6 +274,11 @@ class Sessions:
             log.info("stopped session %s", session_id)
             return _state_of(recorder)
 
+    async def stop_unheld(self) -> None:
+        """End the recording of an old client, if there is one: who is connected now may not know it."""
+        if self._recorder is not None and self._recorder.record.holder is None:
+            await self.stop(self._recorder.record.session_id, None, force=False)
+
     def heard(self, session_id: str, caller: str | None) -> None:
         """Somebody looks how a recording goes: its holder is alive."""
         if self._lease is not None and self._is_recording(session_id):
@@ -352,6 +357,8 @@ def _newest(data: Path, most: int) -> list[StreamRecord]:
     for folder in sorted(folders, key=lambda one: one.stat().st_mtime_ns, reverse=True)[:most]:
         with suppress(ValueError):  # damaged: asked for by its id, it says so
             record = read_json(folder / "session.json", StreamRecord)
+            if record is None and (old := _old(folder)) is not None:
+                record = old.record
             records += [record] if record is not None else []
     return records
 
@@ -373,10 +380,21 @@ def _stopped_chunks(folder: Path) -> list[Chunk]:
     return mended.chunks
 
 
+def _old(folder: Path) -> SessionState | None:
+    """A recording of the old API, as its manifest has it: it kept no record beside."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    record = StreamRecord(
+        folder.name, "", ROLE, manifest.started_at, roll_interval_s=0.0, state="stopped", closed=True
+    )
+    return SessionState(record, manifest.chunks, manifest.total_rows, -1, -1)
+
+
 def _load(folder: Path) -> SessionState | None:
     record = read_json(folder / "session.json", StreamRecord)
     if record is None:
-        return None
+        return _old(folder)
     chunks = _stopped_chunks(folder) if record.state == "stopped" else verify(folder).chunks
     last_seq = max((chunk.last_seq for chunk in chunks if chunk.last_seq is not None), default=-1)
     return SessionState(record, chunks, sum(chunk.rows for chunk in chunks), last_seq, last_seq)

@@ -7,7 +7,7 @@ import asyncio
 import importlib.util
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -88,12 +88,15 @@ class Views:
 
     Args:
         data: the data folder; exports that the Pi is asked to keep are written there.
+        connected: whether a sensor is heard.
     """
 
-    def __init__(self, data: Path, clock: Clock) -> None:
+    def __init__(self, data: Path, clock: Clock, connected: Callable[[], bool]) -> None:
         self.restarted = False  # the old recorder is on
+        self.taken = 0  # readings since the start of the daemon
         self._data = data
         self._clock = clock
+        self._connected = connected
         self._disk = Disk("exports")
         self._rows: deque[bytes] = deque(maxlen=ROWS)
 
@@ -101,6 +104,7 @@ class Views:
         """One reading more."""
         a = arrival
         row = f"{a.stamp.utc_ns},{a.sensor_id},{a.mode},{a.value},{a.temp_c or ''},{a.vin or ''}"
+        self.taken += 1
         self._rows.append(row.encode("utf-8"))  # a third of the memory of the reading
 
     def restart(self, most: int = ROWS) -> None:
@@ -123,17 +127,22 @@ class Views:
         newest = list(islice(self._rows, len(self._rows) - count, None))
         return Recent([_row(row) async for some in _slices(newest) for row in some])
 
+    @property
+    def kept(self) -> int:
+        return len(self._rows)
+
     async def stats(self) -> Stats:
-        """How many there are, since when, and how often one came."""
+        """How many there are, since when, and how often one came; null only where no sensor is heard."""
         if not self._rows:
-            return Stats(0, None, None, None, None)
+            nothing = 0.0 if self._connected() else None
+            return Stats(0, None, None, nothing, nothing)
         first_ns, last_ns, count = _utc_ns(self._rows[0]), _utc_ns(self._rows[-1]), len(self._rows)
         span_s = (last_ns - first_ns) / 1e9
-        rate_hz = (count - 1) / span_s if span_s > 0 else None
+        rate_hz = (count - 1) / span_s if span_s > 0 else 0.0
         return Stats(count, format_utc(first_ns), format_utc(last_ns), span_s, rate_hz)
 
     async def keep(self, query: KeepQuery) -> Keeping:
-        """Begin anew, and keep at most so many rows."""
+        """As `Acquisition.keep`, whatever the sensor does."""
         if self.restarted:
             raise Refused(400, "already recording: stop it first")
         self.restart(query.max_rows)
@@ -157,7 +166,7 @@ class Views:
 
     async def export_csv(self, request: web.Request) -> web.StreamResponse:
         """All that is kept, as CSV with the old columns."""
-        rows = self._all()
+        rows = self._some()
         response = web.StreamResponse(headers=_attachment(self._file_name("csv")))
         response.content_type, response.charset = "text/csv", "utf-8"
         await response.prepare(request)
@@ -169,12 +178,13 @@ class Views:
 
     async def export_parquet(self, _request: web.Request) -> web.Response:
         """The same as a Parquet file."""
+        self._some()
         name = self._file_name("parquet")
         kind = "application/octet-stream"
         return web.Response(body=await self._parquet(), headers=_attachment(name), content_type=kind)
 
     async def _csv(self) -> bytes:
-        parts = [b"".join(map(_line, some)) async for some in _slices(self._all())]
+        parts = [b"".join(map(_line, some)) async for some in _slices(list(self._rows))]
         return f"{OLD_HEADER}\r\n".encode("ascii") + b"".join(parts)
 
     async def _parquet(self) -> bytes:
@@ -182,7 +192,7 @@ class Views:
             raise Refused(501, NO_PARQUET)
         return await asyncio.to_thread(_as_parquet, await self._csv())
 
-    def _all(self) -> list[bytes]:
+    def _some(self) -> list[bytes]:
         if not self._rows:
             raise Refused(400, NO_DATA)
         return list(self._rows)
@@ -191,8 +201,8 @@ class Views:
         """A WebSocket: the newest reading as JSON, ten times a second if there are so many."""
         channel = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=1024)
         await channel.prepare(request)
-        if not self._rows:
-            await channel.send_str(to_json({"error": NO_DATA}).decode("ascii"))
+        if not self._rows and not self._connected():
+            await channel.send_str(to_json({"error": "No data store available"}).decode("ascii"))
             await channel.close()
             return channel
         sender = asyncio.create_task(self._send(channel))

@@ -1,6 +1,7 @@
 """The old API over HTTP, as its clients know it: keys, codes, words, aliases, views and documentation."""
 
 import csv
+import hashlib
 import io
 import json
 import subprocess
@@ -64,20 +65,25 @@ def test_the_controller_goes_through_its_states(pi: PiDaemon, prefix: str) -> No
 
     assert (state(), pi.get("/status")[1]["connected"]) == ("disconnected", False)
     refused(pi, f"{prefix}/start", 503, "Not connected")
-    refused(pi, f"{prefix}/stop", 400, "Acquisition not running")
-    refused(pi, f"{prefix}/pause", 400, "not running")
-    refused(pi, f"{prefix}/resume", 400, "not in paused state")
+    for call in ("stop", "pause", "resume"):
+        refused(pi, f"{prefix}/{call}", 503, "Not connected")
+    refused(pi, "/record/start", 424, "Not connected")
+    assert pi.get("/status")[1]["sensor_id"] == "unknown"
     status, said = pi.post(f"{prefix}/connect?port=/dev/ttyUSB7&baud=115200")
     assert (status, said["status"], "detail" in said) == (200, "connected", False)
     again = pi.post(f"{prefix}/connect")[1]
     assert (again["status"], again["detail"], state()) == ("connected", "Already connected", "config_menu")
     refused(pi, f"{prefix}/stop", 400, "Acquisition not running")
+    refused(pi, f"{prefix}/pause", 400, "not running")
+    refused(pi, f"{prefix}/resume", 400, "not in paused state")
+    refused(pi, "/recording/start", 400, "Acquisition not running")
     assert pi.post(f"{prefix}/start?poll_hz=500")[1] == {
         "status": "started",
         "mode": "freerun",
         "recording": False,
     }
     assert state() == "acq_freerun"
+    assert (pi.post(f"{prefix}/connect")[0], state()) == (200, "acq_freerun")
     refused(pi, f"{prefix}/start", 400, "already running")
     refused(pi, f"{prefix}/resume", 400, "not in paused state")
     refused(pi, f"{prefix}/config", 503, "not in the menu", {"averaging": 125})
@@ -89,8 +95,8 @@ def test_the_controller_goes_through_its_states(pi: PiDaemon, prefix: str) -> No
 
 
 def test_a_recording_is_not_touched_by_the_controller(pi: PiDaemon) -> None:
-    """Stop, pause and disconnect are answered; rows come all the same, and every view shows them."""
-    session = pi.post("/record/start", {"mission": "test"})[1]["session_id"]
+    """Stop, pause and disconnect are answered; rows of a held recording come all the same, in every view."""
+    session = pi.post("/record/start", {"mission": "test", "holder": "deck"})[1]["session_id"]
     rows = pi.get("/status")[1]["rows"]
     for call in ("/pause", "/resume", "/stop", "/sensor/disconnect"):
         assert pi.post(call)[0] == 200
@@ -102,8 +108,46 @@ def test_a_recording_is_not_touched_by_the_controller(pi: PiDaemon) -> None:
     refused(pi, "/config", 503, "Not connected", {"averaging": 125})
     pi.post("/connect")
     refused(pi, "/config", 503, "a recording is running", {"averaging": 125})
-    stopped = pi.post("/record/stop", {"session_id": session})[1]
+    stopped = pi.post("/record/stop", {"session_id": session, "holder": "deck"})[1]
     assert stopped["rows"] > rows
+
+
+def test_a_client_that_died_locks_nobody_out(pi: PiDaemon) -> None:
+    """A recording that nobody holds ends with a disconnect, whole, and the next one begins."""
+    pi.post("/connect")
+    pi.post("/start")
+    first = pi.post("/record/start", {})[1]["session_id"]
+    refused(pi, "/record/start", 409, "already recording")
+    pi.post("/disconnect")
+    assert pi.get(f"/record/status?session_id={first}")[1]["state"] == "stopped"
+    pi.post("/connect")
+    second = pi.post("/record/start", {})[1]["session_id"]
+    assert pi.post("/record/stop", {"session_id": second})[0] == 200
+
+
+def test_recordings_of_the_old_api_are_still_served(pi: PiDaemon) -> None:
+    """Its folder has a manifest and no record: found by id, listed, fetched."""
+    session = "0b6ab23f-6a2a-4b8e-9a55-2f3f6ab23f00"
+    (pi.data / session).mkdir()
+    content = (
+        ",".join(ROW).encode() + b"\r\n2025-11-03T20:12:41.625928+00:00,s,freerun,0.01016,25.19,7.494\r\n"
+    )
+    (pi.data / session / "chunk_00000.csv").write_bytes(content)
+    chunk = {
+        "index": 0,
+        "name": "chunk_00000.csv",
+        "rows": 1,
+        "size_bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    kept = {"session_id": session, "started_at": "2025-11-03T20:12:40+00:00", "next_chunk_index": 1}
+    manifest = kept | {"total_rows": 1, "total_bytes": len(content), "chunks": [chunk]}
+    (pi.data / session / "manifest.json").write_text(json.dumps(manifest))
+    assert pi.get(f"/record/status?session_id={session}")[1]["state"] == "stopped"
+    [found] = pi.get(f"/record/snapshots?session_id={session}")[1]
+    assert found.items() >= chunk.items()
+    assert pi.raw(f"/files/{session}/chunk_00000.csv") == (200, content)
+    assert session in [one["session_id"] for one in pi.get("/record/sessions")[1]]
 
 
 def test_the_views_show_the_sensors_own_digits(pi: PiDaemon, talking: Talker) -> None:
@@ -129,10 +173,13 @@ def test_the_views_show_the_sensors_own_digits(pi: PiDaemon, talking: Talker) ->
 
 def test_what_was_kept_is_exported(pi: PiDaemon) -> None:
     """The old recorder: begun anew, at most so many rows, written to a file and given as an attachment."""
+    pi.post("/connect")
+    pi.post("/start")
     refused(pi, "/recording/stop", 400, "not running")
     assert pi.post("/recording/start?max_rows=20")[1] == {"status": "recording"}
     refused(pi, "/recording/start", 400, "already recording")
     pi.wait_for(lambda: pi.get("/stats")[1]["row_count"] == 20)
+    assert pi.get("/status")[1]["rows"] == 20
     for path in ("/export/csv", "/recording/export/csv"):
         status, content = pi.raw(path)
         table = list(csv.DictReader(io.StringIO(content.decode())))
@@ -141,6 +188,7 @@ def test_what_was_kept_is_exported(pi: PiDaemon) -> None:
     written = Path(said["flush_path"])
     assert (said["status"], written.parent) == ("stopped", pi.data / "exports")
     assert written.read_text().startswith(",".join(ROW)) and written.read_text().count("\n") == 21
+    assert pi.get("/status")[1]["rows"] == 0
     assert pi.raw("/export/parquet")[0] in (200, 501)
     assert pi.post("/recording/stop?flush=xlsx")[0] == 422
 
@@ -190,8 +238,8 @@ def test_the_sensor_is_configured_through_its_menu(tmp_path: Path) -> None:
                 "sample_period_s": 12 / 125,
             }
             assert pi.post("/config", {"averaging": 25})[1]["sample_period_s"] == 25 / 125
-            refused(pi, "/config", 422, "averaging", {"averaging": 0})
-            refused(pi, "/config", 400, "Invalid", {"adc_rate_hz": 126})
+            for wrong in ({"averaging": 0}, {"averaging": 70_000}, {"adc_rate_hz": 126}, {"mode": "polled"}):
+                refused(pi, "/config", 400, "Invalid", wrong)
             assert pi.get("/config")[0] == 405
         finally:
             sensor.terminate()

@@ -17,8 +17,10 @@ from msgspec import Struct, field, to_builtins
 
 from common.clock import SystemClock
 from common.files import FolderInUse, away_from_daemons, make_folder, read_json
+from common.keys import Wallet
 from common.recovery import sealed_chunks
 from common.service import EXIT_LOSS, ConfigError
+from topside_daemon.config import Config
 from topside_daemon.mirror import Incomplete, Mirror
 from topside_daemon.oldpi import EitherPi
 from topside_daemon.pi import Pi, PiError
@@ -87,7 +89,7 @@ def pull(options: argparse.Namespace) -> int:
     url, session_id = given or PI_URL, options.session.removeprefix(INWATER)
     try:
         with _held_place(options.into, session_id) as folder:
-            pi = EitherPi(url, SystemClock())
+            pi = EitherPi(url, SystemClock(), Wallet(Path(options.data or Config().data)))
             pulled = asyncio.run(_pull(pi, session_id, folder, not options.no_fuse))
     except FolderInUse as error:
         print(f"{error}, or let it complete the session itself", file=sys.stderr)

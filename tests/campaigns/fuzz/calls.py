@@ -13,13 +13,14 @@ from random import Random
 from common.chunkstore import sealed_chunks
 from common.messages import pack_time_request, unpack_time_reply
 from common.rows import decode_row
+from common.web import CONNECTIONS
 from tests.campaigns.fuzz.outcome import Outcome, watched
 from tests.sim.requests import Call, HttpRubbish, with_body, written
 from tests.sim.rig import Daemon, PiDaemon, TopsideDaemon
 from tests.sim.rubbish import NOWHERE, bend
 from tests.sim.talker import Talker
 
-PARALLEL = 200
+PARALLEL = CONNECTIONS // 4  # beyond what a daemon takes, it sends away
 STALLED = 100  # connections that begin a request and never end it
 LET_GO_S = 20.0  # after which none of these may be held any more
 REPLY_S = 2.0  # for what may never be answered
