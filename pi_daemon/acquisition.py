@@ -86,7 +86,7 @@ class Acquisition:
 
     Args:
         recording: whether rows are being recorded, which nothing here may interrupt.
-        end_recording: ends one that nobody holds.
+        end_abandoned: ends one whose client is gone.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class Acquisition:
         views: Views,
         clock: Clock,
         recording: Callable[[], bool],
-        end_recording: Callable[[], Awaitable[None]],
+        end_abandoned: Callable[[], Awaitable[None]],
     ) -> None:
         self._instrument = instrument
         self._views = views
         self._clock = clock
         self._recording = recording
-        self._end_recording = end_recording
+        self._end_abandoned = end_abandoned
         self._asked: Literal["", "gone", "menu", "running", "paused"] = ""
 
     @property
@@ -169,9 +169,8 @@ class Acquisition:
             await asyncio.sleep(LOOK_S)
 
     async def disconnect(self) -> Done:
-        """The sensor stays with this daemon; a recording that nobody holds ends, as it did: its client may be
-        gone, and no other could end it."""
-        await self._end_recording()
+        """The sensor stays with this daemon, and a recording goes on, unless its client is gone."""
+        await self._end_abandoned()
         self._asked, self._views.restarted = "gone", False
         return Done("disconnected")
 
@@ -198,14 +197,14 @@ class Acquisition:
 
     def _check_idle(self) -> None:
         if self._recording():
-            raise Refused(503, "Serial: not in the menu: a recording is running: stop it first")
+            raise Refused(409, "Serial: not in the menu: a recording is running: stop it first")
         if self._asked in ("running", "paused"):
             raise Refused(503, "Serial: not in the menu: acquisition is running: stop it first")
 
     def _check_connected(self) -> None:
         if not self._instrument.connected:
             raise Refused(503, f"Serial: Not connected: {self._instrument.health().detail}")
-        if self._asked == "gone":
+        if self._asked == "gone" and not self._recording():
             raise Refused(503, "Serial: Not connected: POST /connect first")
 
     async def start(self, query: StartQuery) -> Started:

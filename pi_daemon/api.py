@@ -83,7 +83,7 @@ class Api:
         self._setting = setting = setting or Setting()
         self._views = Views(sessions.folder, clock, lambda: instrument.connected)
         self._acquisition = Acquisition(
-            instrument, self._views, clock, lambda: sessions.recorder is not None, sessions.stop_unheld
+            instrument, self._views, clock, lambda: sessions.recorder is not None, sessions.stop_abandoned
         )
         self._run_id = str(uuid4())
         self._downloads = Downloads(sessions.folder)

@@ -4,6 +4,7 @@ from common.clock import Clock
 from common.web import Refused
 
 LEASE_S = 30.0  # a holder that is silent for longer has lost it
+ABANDONED_S = 180.0  # a recording without holder, likewise; the old client asks every 60 s at least
 
 
 class Lease:
@@ -17,8 +18,14 @@ class Lease:
 
     def heard(self, caller: str | None) -> None:
         """Somebody has asked for something that anybody may ask for."""
-        if caller is not None and caller == self.holder:
+        if self.holder is None or caller == self.holder:
             self._heard_ns = self._clock.mono_ns()
+
+    @property
+    def abandoned(self) -> bool:
+        """Nobody holds it and nobody asks about it: its client, an old one, is gone, and the next does not
+        know it."""
+        return self.holder is None and self._age_s() > ABANDONED_S
 
     def check(self, caller: str | None, force: bool) -> bool:
         """Let *caller* steer the recording, and hold it from now on; True if it was another's until now.

@@ -182,6 +182,7 @@ class Sessions:
             OSError: the disk refuses.
         """
         async with self._changing:
+            await self._stop_abandoned()
             if self._recorder is not None:
                 if self._recorder.record.session_id == wish.session_id:
                     return self._recorder.record
@@ -267,17 +268,26 @@ class Sessions:
         """
         async with self._changing:
             recorder = await self._steered(session_id, caller, force)
-            await recorder.stop()
-            self._recorder = self._announcer.recorder = self._lease = None
-            with suppress(OSError):  # it is found stopped at the next start
-                await self._disk.do(self._unfinished.remove, session_id)
-            log.info("stopped session %s", session_id)
+            await self._end(recorder)
             return _state_of(recorder)
 
-    async def stop_unheld(self) -> None:
-        """End the recording of an old client, if there is one: who is connected now may not know it."""
-        if self._recorder is not None and self._recorder.record.holder is None:
-            await self.stop(self._recorder.record.session_id, None, force=False)
+    async def _end(self, recorder: Recorder) -> None:
+        session_id = recorder.record.session_id
+        await recorder.stop()
+        self._recorder = self._announcer.recorder = self._lease = None
+        with suppress(OSError):  # it is found stopped at the next start
+            await self._disk.do(self._unfinished.remove, session_id)
+        log.info("stopped session %s", session_id)
+
+    async def stop_abandoned(self) -> None:
+        """End the recording of a client that is gone."""
+        async with self._changing:
+            await self._stop_abandoned()
+
+    async def _stop_abandoned(self) -> None:
+        if self._recorder is not None and self._lease is not None and self._lease.abandoned:
+            self._recorder.note("abandoned", "nobody holds it, and nobody asks about it any more")
+            await self._end(self._recorder)
 
     def heard(self, session_id: str, caller: str | None) -> None:
         """Somebody looks how a recording goes: its holder is alive."""
@@ -312,6 +322,7 @@ class Sessions:
 
     async def _recording(self, session_id: str) -> Recorder:
         if self._recorder is not None and self._is_recording(session_id):
+            self.heard(session_id, None)
             return self._recorder
         await self.find(session_id)
         raise Refused(400, f"session {session_id} is not recording")
@@ -327,6 +338,7 @@ class Sessions:
             Refused: 404 unknown.
         """
         if self._recorder is not None and self._is_recording(session_id):
+            self.heard(session_id, None)
             return _state_of(self._recorder)
         if SESSION_ID.fullmatch(session_id):
             try:

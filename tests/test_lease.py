@@ -3,7 +3,7 @@
 import pytest
 
 from common.web import Refused
-from pi_daemon.lease import LEASE_S, Lease
+from pi_daemon.lease import ABANDONED_S, LEASE_S, Lease
 from tests.sim.clocks import SimClock
 
 
@@ -13,6 +13,18 @@ def test_a_recording_without_holder_is_anybodys() -> None:
     assert not lease.check(None, force=False)
     assert not lease.check("somebody", force=False)
     assert lease.holder is None
+
+
+def test_a_recording_whose_client_is_gone_is_abandoned() -> None:
+    """Nobody holds it and nobody asks about it; one that is held is never."""
+    clock = SimClock()
+    old, held = Lease("s", None, clock), Lease("s", "deck", clock)
+    for _ in range(5):
+        clock.advance(60.0)
+        assert not old.abandoned
+        old.heard(None)
+    clock.advance(ABANDONED_S + 1)
+    assert (old.abandoned, held.abandoned) == (True, False)
 
 
 def test_others_are_told_who_holds_it() -> None:

@@ -17,6 +17,7 @@ from common.recorder import Recorder
 from common.service import Supervisor
 from pi_daemon.api import Api
 from pi_daemon.config import Config, Recording
+from pi_daemon.lease import ABANDONED_S
 from pi_daemon.sessions import Sessions
 from tests.sim.clocks import SimClock
 from tests.sim.disk import content_of, full_after
@@ -327,3 +328,19 @@ async def test_a_session_the_pi_does_not_know_is_refused_by_it(pi: Pi, tmp_path:
     with pytest.raises(PiError, match="unknown session") as error:
         await mirror.pull()
     assert error.value.status == 404
+
+
+async def test_an_abandoned_recording_makes_room(pi_side: PiSide) -> None:
+    """Of an old client that died: ended in order, as soon as somebody connects anew."""
+    await pi_side.record(5)
+    await pi_side.sessions.stop_abandoned()
+    assert pi_side.sessions.recorder is not None
+    pi_side.clock.advance(ABANDONED_S + 1)
+    await pi_side.sessions.find(SESSION_ID)
+    await pi_side.sessions.stop_abandoned()
+    assert pi_side.sessions.recorder is not None
+    pi_side.clock.advance(ABANDONED_S + 1)
+    await pi_side.sessions.stop_abandoned()
+    assert pi_side.sessions.recorder is None
+    state = await pi_side.sessions.find(SESSION_ID)
+    assert (state.record.state, state.last_seq) == ("stopped", 4)

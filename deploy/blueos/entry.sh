@@ -6,4 +6,7 @@ if [ ! -e "$data/pi.toml" ]; then
     mkdir -p "$data"
     cp "${0%/*}/pi.toml" "$data/pi.toml"
 fi
-exec python -m pi_daemon --config "$data/pi.toml" --data "$data/recordings" "$@"
+# What the container of the old API was given by the environment is heeded too.
+exec python -m pi_daemon --config "$data/pi.toml" --data "${CHUNK_RECORDING_PATH:-$data/recordings}" \
+    ${SERIAL_PORT:+--serial "$SERIAL_PORT"} ${SERIAL_BAUD:+--baud "$SERIAL_BAUD"} \
+    ${API_PORT:+--http "${API_HOST:-0.0.0.0}:$API_PORT"} "$@"
