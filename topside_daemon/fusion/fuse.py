@@ -4,6 +4,7 @@ The product is a pure function of the session's files and the settings: the same
 order in which rows and exchanges once arrived.
 """
 
+import importlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +28,11 @@ from topside_daemon.fusion.rhythm import Hold, tolerance_ns
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.smoothing import smooth
 from topside_daemon.fusion.spill import Spill
-from topside_daemon.fusion.tables import UNIFIED, Format, Table, file_name, table_in
+from topside_daemon.fusion.tables import UNIFIED, CsvTable, Format, Table, columns_of, file_name, pip_install
 from topside_daemon.fusion.texts import shown
 from topside_daemon.fusion.timeline import Timeline, complete_pi_epochs, complete_topside_epochs
 from topside_daemon.fusion.weaving import Weaver, pair
-from topside_daemon.fusion.writers import Products
+from topside_daemon.fusion.writers import Products, Sink
 
 REPORT_FILE = f"{UNIFIED}.json"  # how the table was made, and how good it is
 
@@ -66,7 +67,7 @@ def fuse_session(
     with read_session(path, kernel, place) as session, Products(place, REPORT_FILE, others) as products:
         chosen = msgspec.convert(msgspec.to_builtins(session.settings) | otherwise, Settings)
         tables = [
-            table_in(one, products.add(file_name(one)), chosen.percent_of_surface)
+            _table_in(one, products.add(file_name(one)), chosen.percent_of_surface)
             for one in dict.fromkeys(formats)
         ]
         report = _fuse(session, chosen, kernel, place, tables)
@@ -74,6 +75,22 @@ def fuse_session(
         report.outputs = [table.finish({"qsensor-sync": said}) for table in tables]
         products.seal(to_json(report))
     return report
+
+
+def _table_in(format_: Format, sink: Sink, percent: bool) -> Table:
+    """Begin a table.
+
+    Raises:
+        ImportError: what writes this format is not installed; the message names the cure.
+    """
+    if format_ == "csv":
+        return CsvTable(sink, percent)
+    try:
+        parquet = importlib.import_module("topside_daemon.fusion.parquet")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"Parquet needs {error.name}: {pip_install(error.name)}") from None
+    table: Table = parquet.ParquetTable(sink, columns_of(percent))
+    return table
 
 
 def last_report(

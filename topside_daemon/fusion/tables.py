@@ -1,6 +1,5 @@
 """The table of a fusion in its formats: lines of CSV go in, files come out."""
 
-import importlib
 import sys
 from typing import Literal, Protocol
 
@@ -52,22 +51,6 @@ def file_name(format_: Format) -> str:
 def pip_install(package: object) -> str:
     """The command that installs it where this program runs."""
     return f"{sys.executable} -m pip install {package}"
-
-
-def table_in(format_: Format, sink: Sink, percent: bool) -> Table:
-    """Begin a table.
-
-    Raises:
-        ImportError: what writes this format is not installed; the message names the cure.
-    """
-    if format_ == "csv":
-        return CsvTable(sink, percent)
-    try:
-        parquet = importlib.import_module("topside_daemon.fusion.parquet")
-    except ModuleNotFoundError as error:
-        raise ImportError(f"Parquet needs {error.name}: {pip_install(error.name)}") from None
-    table: Table = parquet.ParquetTable(sink, columns_of(percent))
-    return table
 
 
 class CsvTable:
