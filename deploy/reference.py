@@ -39,6 +39,7 @@ from topside_daemon.api import Api as TopsideApi
 from topside_daemon.fusion.report import Report
 from topside_daemon.fusion.tables import columns_of
 from topside_daemon.products import SessionRecord
+from topside_daemon.watchers import Watchers
 
 HEAD = """\
 # Reference
@@ -90,7 +91,8 @@ async def pi_calls(data: Path) -> list[Call]:
 
 
 def topside_calls() -> list[Call]:
-    return TopsideApi(None, Guard("local", SystemClock())).site.calls  # type: ignore[arg-type]
+    nobody = Watchers(dict)
+    return TopsideApi(None, Guard("local", SystemClock()), nobody).site.calls  # type: ignore[arg-type]
 
 
 def call_lines(calls: Sequence[Call], lock: bool) -> Iterator[str]:
@@ -176,7 +178,11 @@ def text() -> str:
     ]
     for kind in _kinds_of(pi):
         lines += kind_lines(kind.__name__, kind)
-    lines += ["", "## Calls of the topside daemon", "", *call_lines(topside, lock=False)]
+    lines += ["", "## Calls of the topside daemon", "", *call_lines(topside, lock=False), ""]
+    lines += [
+        '`/ws/live` is a WebSocket: `{"kind": "row", ...}`, else as `qsensor/fused/row`, for each fused'
+    ]
+    lines += ['row, and `{"kind": "status", ...}`, else as `/status`, each second.']
     for kind in _kinds_of(topside):
         lines += kind_lines(kind.__name__, kind)
     lines += [

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import aiohttp
 import pytest
 import zmq
 
@@ -273,6 +274,25 @@ def test_the_command_line(tmp_path: Path, topside: TopsideDaemon) -> None:
         check=False,
     )
     assert gone.returncode == 1 and len(gone.stderr.splitlines()) == 1
+
+
+async def test_whoever_looks_on_sees_rows_and_status(topside: TopsideDaemon) -> None:
+    """A WebSocket with each fused row and, each second, where everything stands; and a page to show them."""
+    topside.post("/session/start", {"mission": "watched"})
+    kinds: dict[str, dict[str, Any]] = {}
+    async with (
+        aiohttp.ClientSession() as http,
+        http.ws_connect(f"http://127.0.0.1:{topside.http}/ws/live") as channel,
+    ):
+        while len(kinds) < 2 or kinds["row"]["percent_of_surface"] is None:
+            said = await channel.receive_json(timeout=20)
+            kinds[said["kind"]] = said
+    assert kinds["row"]["session_id"] == kinds["status"]["session"]["session_id"]
+    assert float(kinds["row"]["inwater_value"]) >= 0
+    assert topside.get("/")[1]["session"]["state"] == "recording"
+    page = topside.raw("/", Accept="text/html")[1]
+    assert b"<title>Q-Sensor topside" in page and b"http://" not in page
+    assert topside.post("/session/stop")[0] == 200
 
 
 def test_what_the_bus_loses_the_files_give_back(tmp_path: Path, inwater: Talker) -> None:

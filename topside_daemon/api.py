@@ -1,5 +1,6 @@
 """The topside daemon's HTTP calls: start, stop and mark a session, and see where it stands."""
 
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from aiohttp import web
@@ -10,6 +11,9 @@ from common.guard import Guard
 from common.metrics import Metric, exposition
 from common.openapi import document
 from common.web import Site, answer
+from topside_daemon.watchers import Watchers
+
+PAGE = Path(__file__).with_name("page.html").read_bytes()
 
 
 class StartRequest(Struct):
@@ -37,10 +41,11 @@ class Deckhand(Protocol):
 class Api:
     """Routes and their answers; holds no state of its own."""
 
-    def __init__(self, deckhand: Deckhand, guard: Guard) -> None:
+    def __init__(self, deckhand: Deckhand, guard: Guard, watchers: Watchers) -> None:
         self._deckhand = deckhand
         self.site = site = Site(guard)
-        site.get("/", self.status)
+        site.serve("/", self.page, "text/html")
+        site.serve("/ws/live", watchers.watch, "WebSocket", shown=False)
         site.get("/status", self.status)
         site.serve("/metrics", self.metrics, "text/plain")
         site.post("/session/start", self.start)
@@ -49,6 +54,12 @@ class Api:
         site.serve("/openapi.json", self.openapi, "application/json", shown=False)
         meaning = "The topside daemon: sessions, markers, and where everything stands."
         self._document = document(site.calls, "Q-Sensor topside", VERSION, meaning)
+
+    async def page(self, request: web.Request) -> web.Response:
+        """A page for people, the state for programs."""
+        if "text/html" in request.headers.get("Accept", ""):
+            return web.Response(body=PAGE, content_type="text/html", charset="utf-8")
+        return answer(await self.status())
 
     async def start(self, body: StartRequest) -> dict[str, Any]:
         """Begin a session."""

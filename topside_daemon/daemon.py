@@ -36,6 +36,7 @@ from topside_daemon.pibus import PiBus
 from topside_daemon.products import SessionRecord
 from topside_daemon.session import Session
 from topside_daemon.versions import compare
+from topside_daemon.watchers import Watchers
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class Daemon:
         self._folder = Path(config.data)
         self._lock = take_folder(self._folder)
         self._publisher = Publisher(config.bus)
-        self._live = Live(self._clock, self._publisher)
+        self._watchers = Watchers(self._brief)
+        self._live = Live(self._clock, self._publisher, self._watchers)
         self._announcer = _Surface(self._publisher, self._clock, self._live)
         self._pi = EitherPi(config.pi, self._clock, Wallet(self._folder)) if config.pi else None
         self._instrument: Instrument | None = None
@@ -99,7 +101,7 @@ class Daemon:
         """Serve until told to stop."""
         config = self._config
         guard = Guard(config.security, self._clock, None, config.hosts, config.origins)
-        self._site = Api(self, guard).site
+        self._site = Api(self, guard, self._watchers).site
         if self._pi is not None:
             self._pi.open()
         try:
@@ -292,6 +294,9 @@ class Daemon:
             ],
             **self._live.status(),
         }
+
+    def _brief(self) -> dict[str, Any]:
+        return self.status(brief=True)
 
     def metrics(self) -> list[Metric]:
         """Counters and gauges for Prometheus."""

@@ -8,7 +8,7 @@ from collections import deque
 from itertools import pairwise
 from typing import Any
 
-from msgspec import to_builtins
+from msgspec import structs, to_builtins
 
 from common.bus import CLOCK_MODEL, FUSED_ROW, INWATER, Publisher
 from common.clock import Clock
@@ -33,6 +33,7 @@ from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.stream import FusedRow, Fuser
 from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.fusion.timeline import SegmentState, Timeline
+from topside_daemon.watchers import Watchers
 
 AS_RECORDED = Settings()
 SLICE = 20  # readings fused in one go: catching up must not keep the loop from the next stamp
@@ -50,9 +51,10 @@ TOLERANCE_NS = 600_000_000  # until the sensors have shown their periods
 class Live(View):
     """Watches the session that is recording; `tick` publishes what has become final behind it."""
 
-    def __init__(self, clock: Clock, publisher: Publisher) -> None:
+    def __init__(self, clock: Clock, publisher: Publisher, watchers: Watchers) -> None:
         self._clock = clock
         self._publisher = publisher
+        self._watchers = watchers
         self.begin("", [], inwater=False, surface=False)
 
     def begin(
@@ -175,6 +177,7 @@ class Live(View):
             clock_status=row.clock_status,
         )
         self._publisher.send(FUSED_ROW, frame, row.time_ns)
+        self._watchers.tell("row", structs.asdict(frame))
 
     def tell_clock(self) -> None:
         """Publish the clock model and learn the tolerance; to be called once a second."""
