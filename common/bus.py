@@ -62,6 +62,7 @@ class Publisher:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._doorkeeper: ThreadAuthenticator | None = None
         self._socket = self._context.socket(zmq.PUB)
+        self._socket.set(zmq.IPV6, 1)
         self._socket.set(zmq.SNDHWM, QUEUE_MESSAGES)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES)
@@ -210,6 +211,7 @@ def connect(
         socket.curve_publickey = keys.own.public.encode("ascii")
         socket.curve_secretkey = keys.own.secret.encode("ascii")
         socket.curve_serverkey = keys.theirs.encode("ascii")
+    socket.set(zmq.IPV6, 1)
     socket.set(zmq.RCVHWM, QUEUE_MESSAGES)
     socket.set(zmq.LINGER, 0)
     socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES)

@@ -14,6 +14,7 @@ import re
 import socket
 import struct
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -95,19 +96,18 @@ class Guard:
         self._origins = {one.lower().rstrip("/") for one in origins}
         self._requests = _Budgets(BURST, RATE_HZ)
         self._wrong = _Budgets(WRONG_MOST, WRONG_MOST / WRONG_S)
-        self.refused: dict[str, int] = {}
+        self.refused: Counter[str] = Counter()  # by HTTP status
 
     def admit(self, request: web.Request, public: bool) -> str | None:
         try:
-            if not request.path.startswith(FILES):
-                self._allow_pace(request)
             self._check_host(request)
             origin = self._check_origin(request)
+            if not request.path.startswith(FILES):
+                self._allow_pace(request)
             if self._keyring is not None and not public and request.method != "OPTIONS":
                 self._check_token(request, self._keyring)
         except Refused as refused:
-            kind = str(refused).partition(":")[0]
-            self.refused[kind] = self.refused.get(kind, 0) + 1
+            self.refused[str(refused.status)] += 1
             raise
         return origin
 
@@ -130,9 +130,10 @@ class Guard:
             )
 
     def _check_origin(self, request: web.Request) -> str | None:
-        origin = request.headers.get("Origin")
-        if origin is None:
+        origins = request.headers.getall("Origin", [])
+        if not origins:
             return None
+        origin = ", ".join(origins)
         asked = origin.lower().rstrip("/")
         if asked in self._origins:
             return origin
@@ -148,13 +149,14 @@ class Guard:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if not token:
             raise Refused(401, f"no token: {HOW_TO_PAIR}")
+        if scheme.lower() == "bearer" and keyring.knows_token(token.strip()):
+            return
         now_ns = self._clock.mono_ns()
         wrong = self._wrong.of(request.remote or "", now_ns)
         if wrong.left(now_ns) < 1:
             raise Refused(429, "too many wrong tokens: wait a minute, then pair again")
-        if scheme.lower() != "bearer" or not keyring.knows_token(token.strip()):
-            wrong.take()
-            raise Refused(401, f"wrong token: {HOW_TO_PAIR}")
+        wrong.take()
+        raise Refused(401, f"wrong token: {HOW_TO_PAIR}")
 
 
 def check_exposure(security: Security, **addresses: str | None) -> None:

@@ -4,20 +4,26 @@ Pairing: a code is shown on the Pi and entered once topside. The topside gives i
 and gets a token for HTTP and the Pi's public key for the bus. Keys are CurveZMQ's, in Z85.
 """
 
+import fcntl
 import hashlib
 import hmac
 import logging
 import os
 import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 import zmq
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from common.clock import Clock
-from common.files import make_folder, read_json, replace
+from common.files import fsync_folder, make_folder, read_json
+from common.messages import END
 from common.rows import format_utc
 
 log = logging.getLogger(__name__)
@@ -29,8 +35,8 @@ CODE_NS = 300_000_000_000  # that a code is good for
 TRIES = 5  # at one code
 CODE_DIGITS = 6
 
-PublicKey = Annotated[str, Meta(pattern=r"^[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}$")]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+PublicKey = Annotated[str, Meta(pattern=rf"^[0-9A-Za-z.\-:+=^!/*?&<>()\[\]{{}}@%$#]{{40}}{END}")]
+Name = Annotated[str, Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9 ._-]{{0,63}}{END}")]
 
 
 class KeyPair(Struct, frozen=True):
@@ -58,7 +64,7 @@ class Pass(Struct, frozen=True):
     since: str
 
 
-class _Offer(Struct):
+class _Offer(Struct, frozen=True):
     code_sha256: str
     boot_id: str
     until_ns: int
@@ -78,14 +84,14 @@ class WrongCode(Exception):
 
 
 class _Folder:
-    """Files for their owner's eyes: whoever writes them, they belong to whom the data belongs."""
+    """Files for their owner's eyes."""
 
     def __init__(self, data: Path) -> None:
         self._folder = data / KEYS
         self._known: dict[str, tuple[object, Any]] = {}
 
     def _read(self, name: str, kind: type[T]) -> T | None:
-        """A file as it is now: another process may change it at any time."""
+        """A file as it is now: another process may change it at any time. What is returned is shared."""
         path = self._folder / name
         try:
             about = path.stat()
@@ -96,19 +102,28 @@ class _Folder:
             self._known[name] = state, read_json(path, kind)
         return cast(T | None, self._known[name][1])
 
-    def _write(self, name: str, record: Struct) -> None:
-        made = not self._folder.exists()
-        before = os.umask(0o077)
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads and processes from changing anything meanwhile."""
+        make_folder(self._folder.parent)
+        with suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700)
+        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            make_folder(self._folder)
-            replace(self._folder / name, msgspec.json.encode(record))
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
         finally:
-            os.umask(before)
-        if os.geteuid() == 0:  # asked for by root, read by the daemon's user
-            owner = self._folder.parent.stat()
-            os.chown(self._folder / name, owner.st_uid, owner.st_gid)
-            if made:
-                os.chown(self._folder, owner.st_uid, owner.st_gid)
+            os.close(fd)
+
+    def _write(self, name: str, record: Struct) -> None:
+        """Within `_alone`: at once, and never readable by others, however short."""
+        fd, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=self._folder)  # 0600, and nobody's link
+        with os.fdopen(fd, "wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(fd)
+        Path(temporary).rename(self._folder / name)
+        fsync_folder(self._folder)
 
     def key_pair(self) -> KeyPair:
         """This side's own, made when it is asked for first.
@@ -117,10 +132,14 @@ class _Folder:
             OSError, ValueError: it cannot be read or written.
         """
         found = self._read("own.json", KeyPair)
-        if found is None:
-            public, secret = (key.decode("ascii") for key in zmq.curve_keypair())
-            found = KeyPair(public, secret)
-            self._write("own.json", found)
+        if found is not None:
+            return found
+        with self._alone():
+            found = read_json(self._folder / "own.json", KeyPair)
+            if found is None:
+                public, secret = (key.decode("ascii") for key in zmq.curve_keypair())
+                found = KeyPair(public, secret)
+                self._write("own.json", found)
         return found
 
 
@@ -151,7 +170,8 @@ class Keyring(_Folder):
         """A code for one pairing; an earlier one is no longer good."""
         code = "".join(secrets.choice("0123456789") for _ in range(CODE_DIGITS))
         until_ns = self._clock.mono_ns() + CODE_NS
-        self._write("offer.json", _Offer(_digest(code), self._clock.boot_id, until_ns))
+        with self._alone():
+            self._write("offer.json", _Offer(_digest(code), self._clock.boot_id, until_ns))
         return code
 
     def redeem(self, code: str, public: str, name: str) -> str:
@@ -161,29 +181,40 @@ class Keyring(_Folder):
             WrongCode: the code is not, or no longer, good.
             OSError, ValueError: the keys cannot be read or written.
         """
-        offer = self._read("offer.json", _Offer)
+        with self._alone():
+            self._use(code)
+            others = [one for one in self._kept() if one.name != name]
+            token, since = secrets.token_urlsafe(32), format_utc(self._clock.utc_ns())
+            self._write("partners.json", _Partners([*others, Partner(name, public, _digest(token), since)]))
+        return token
+
+    def _use(self, code: str) -> None:
+        """The code is good, and is not from now on; a wrong one costs a try."""
+        offer = read_json(self._folder / "offer.json", _Offer)
         if offer is None or offer.tries <= 0:
             raise WrongCode("there is no code to be paired with")
         if offer.boot_id != self._clock.boot_id or self._clock.mono_ns() > offer.until_ns:
             raise WrongCode("the code is too old")
         if not hmac.compare_digest(_digest(code), offer.code_sha256):
-            offer.tries -= 1
-            self._write("offer.json", offer)
+            self._write("offer.json", replace(offer, tries=offer.tries - 1))
             raise WrongCode("this is not the code")
-        token = secrets.token_urlsafe(32)
-        since = format_utc(self._clock.utc_ns())
-        kept = [one for one in self.partners if one.name != name]
-        self._write("partners.json", _Partners([*kept, Partner(name, public, _digest(token), since)]))
         (self._folder / "offer.json").unlink()
-        return token
+
+    def _kept(self) -> list[Partner]:
+        return (read_json(self._folder / "partners.json", _Partners) or _Partners()).partners
 
     def forget(self, name: str) -> bool:
-        """Whether there was one of this name."""
-        kept = [one for one in self.partners if one.name != name]
-        if len(kept) == len(self.partners):
-            return False
-        self._write("partners.json", _Partners(kept))
-        return True
+        """Whether there was one of this name.
+
+        Raises:
+            OSError, ValueError: the keys cannot be read or written.
+        """
+        with self._alone():
+            before = self._kept()
+            after = [one for one in before if one.name != name]
+            if len(after) < len(before):
+                self._write("partners.json", _Partners(after))
+        return len(after) < len(before)
 
 
 class Wallet(_Folder):
@@ -194,10 +225,25 @@ class Wallet(_Folder):
 
     def keep(self, new: Pass) -> None:
         """In place of one for the same Pi."""
-        self._write("passes.json", _Passes([*(one for one in self._passes() if one.url != new.url), new]))
+        with self._alone():
+            others = [one for one in self._passes() if one.url != new.url]
+            self._write("passes.json", _Passes([*others, new]))
 
     def _passes(self) -> list[Pass]:
         return (self._read("passes.json", _Passes) or _Passes()).passes
+
+
+def as_owner(data: Path) -> None:
+    """Be who owns the data folder, if this is root: what is written there is then the daemon's to read, and a
+    link that lies there leads root nowhere.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    owner = data.stat()
+    if os.geteuid() == 0:
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
 
 
 def _digest(text: str) -> str:

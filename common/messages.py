@@ -16,6 +16,8 @@ PROTOCOL = 1  # of the bus frames and the calls between the daemons
 Kind = Literal["START", "PERIODIC", "STOP"]
 ExchangeKind = Literal["START", "PERIODIC", "STOP", "PROBE"]
 
+END = r"(?![\s\S])"  # of a text; "$" would let a line end through
+
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _NULL = Raw(b"null")
 

@@ -11,6 +11,7 @@ from statistics import median
 
 from common.clock import Clock
 from common.menu import (
+    InstrumentError,
     InvalidSetting,
     MenuTimeout,
     NoMenu,
@@ -173,9 +174,12 @@ class Sensor:
 
         Raises:
             NotConnected, MenuTimeout, InvalidSetting: nothing, or not all, was applied.
+            InstrumentError: the stream may not be stopped now.
         """
         wanted.check()
         async with self._talker.busy:
+            if not self._may_interrupt():  # any more: somebody may have been before us for a while
+                raise InstrumentError("a recording has begun: stop it first")
             link = self._link
             if link is None:
                 raise NotConnected(f"{self.state}: {self.detail}")

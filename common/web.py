@@ -27,8 +27,10 @@ BODY_BYTES = 16_384  # the largest body we accept is a few hundred
 BODY_S = 5.0  # for a body to come in
 KEEPALIVE_S, LINGER_S = 15.0, 0.5
 SHUTDOWN_S = 0.5
-CONNECTIONS = 128  # at once; a vehicle has a handful of clients
+CONNECTIONS, OF_ONE = 128, 64  # at once, and from one address; a vehicle has a handful of clients
+BUSY_S = 1.0  # for one that is sent away to hear it
 STALLED_MS = 30_000  # for a peer that takes nothing of what it asked for
+ORIGIN: web.RequestKey[str | None] = web.RequestKey("origin")
 BUSY = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
     b'{"detail":"too many connections: close some of them"}'
@@ -124,6 +126,7 @@ class Site:
         """
         self.calls: list[Call] = []
         self.app = web.Application(middlewares=[self._serve], client_max_size=BODY_BYTES)
+        self.app.on_response_prepare.append(_let_see)
         self._doorkeeper = doorkeeper
         self._stamp = stamp
         self._public: set[str] = set()
@@ -172,7 +175,7 @@ class Site:
             if self._doorkeeper is not None:
                 resource = request.match_info.route.resource
                 public = resource is not None and resource.canonical in self._public
-                origin = self._doorkeeper.admit(request, public)
+                origin = request[ORIGIN] = self._doorkeeper.admit(request, public)
             response = _preflight() if origin and request.method == "OPTIONS" else await handler(request)
         except Refused as refused:
             response = answer({"detail": str(refused)}, refused.status)
@@ -194,9 +197,6 @@ class Site:
         except Exception:  # our bug costs its own request only, and is logged
             log.exception("%s %s", request.method, request.path)
             response = answer({"detail": "our bug: the log says more"}, 500)
-        if origin and not response.prepared:
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Vary"] = "Origin"
         return response
 
     async def listen(self, address: str) -> None:
@@ -227,7 +227,7 @@ class Site:
 
     def _accept(self) -> asyncio.BaseProtocol:
         assert self._runner is not None and self._runner.server is not None
-        return self._runner.server() if len(self._runner.server.connections) < CONNECTIONS else _Busy()
+        return _Entrance(self._runner.server)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -236,13 +236,35 @@ class Site:
             await self._runner.cleanup()
 
 
-class _Busy(asyncio.Protocol):
-    """Sends a connection away."""
+class _Entrance(asyncio.Protocol):
+    """Hands a connection on, or sends it away where there are too many."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        transport.write(BUSY)
-        transport.close()
+        peers = [_peer(one.transport) for one in self._server.connections if one.transport is not None]
+        if len(peers) < CONNECTIONS and peers.count(_peer(transport)) < OF_ONE:
+            handler = self._server()
+            transport.set_protocol(handler)
+            handler.connection_made(transport)
+        else:
+            transport.write(BUSY)
+            transport.write_eof()
+            asyncio.get_running_loop().call_later(BUSY_S, transport.abort)
+
+
+def _peer(transport: asyncio.BaseTransport) -> object:
+    address = transport.get_extra_info("peername")
+    return address and address[0]
+
+
+async def _let_see(request: web.Request, response: web.StreamResponse) -> None:
+    """A page of another host that was let in may look at what it gets."""
+    if origin := request.get(ORIGIN):
+        response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Vary"] = "Origin"
 
 
 def _meaning(function: Callable[..., Any]) -> str:

@@ -64,7 +64,7 @@ find_wheels() {
 
 # What the virtual environment is made of: interpreter and wheels.
 record() {
-    "$python" -c 'import os, sys; print("#", sys.version, os.path.realpath(sys.executable))'
+    "$python" -I -c 'import os, sys; print("#", sys.version, os.path.realpath(sys.executable))'
     cat "$lock"
 }
 
@@ -75,8 +75,8 @@ make_venv() {
     echo "setting up $venv ..."
     rm -rf "$venv.new" "$venv.old"
     mkdir -p "${venv%/*}"
-    "$python" -m venv "$venv.new"
-    if ! "$venv.new/bin/python" -m pip --disable-pip-version-check --no-input install -qq \
+    "$python" -I -m venv "$venv.new"
+    if ! "$venv.new/bin/python" -I -m pip --disable-pip-version-check --no-input install -qq \
         --no-index --require-hashes --find-links "$wheels" -r "$lock"; then
         rm -rf "$venv.new"
         fail "$wheels is not complete, or not for $("$python" --version) on $(uname -m), see above: \
@@ -121,7 +121,7 @@ last_word() {
 # A service does not see home folders (ProtectHome=).
 find_python() {
     python=$(sh "$here/requirements/install.sh" python)
-    real=$("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))')
+    real=$("$python" -I -c 'import os, sys; print(os.path.realpath(sys.executable))')
     case $real in
         /home/* | ~root/* | /run/user/*)
             [ "$root" ] ||

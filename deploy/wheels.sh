@@ -16,7 +16,7 @@ fail() {
 }
 
 pip() {
-    "$scratch/venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"
+    "$scratch/venv/bin/python" -I -m pip --disable-pip-version-check --no-input "$@"
 }
 
 # The daemons' own wheel, from a copy: a build leaves files behind. Its C kernel fits this kind of machine only.
@@ -50,7 +50,7 @@ seal() {
         [ -e "$wheel" ] || fail "$folder holds no wheels"
         name=${wheel##*/}
         rest=${name#*-}
-        sum=$("$python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$wheel")
+        sum=$("$python" -I -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$wheel")
         echo "${name%%-*}==${rest%%-*} --hash=sha256:$sum" >>"$sealed.new"
     done
     mv "$sealed.new" "$sealed"
@@ -86,7 +86,7 @@ if [ "$fetching" ]; then
     rm -f "$folder"/*.whl "$folder"/pi.txt "$folder"/topside.txt
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
-    "$python" -m venv "$scratch/venv"
+    "$python" -I -m venv "$scratch/venv"
     fetch
     build_ours
 fi

@@ -6,7 +6,7 @@ and stopped here is what the old calls show. As long as nobody has asked for any
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Literal
 
 from msgspec import Struct
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_NS = 25_000_000_000  # the old client gives up after 30
 START_NS = 10_000_000_000  # likewise after 15
+PORT_SHOWN = 100
 BUSY = ("opening", "listening", "interview")  # states of a sensor that is not yet known
 LOOK_S = 0.1
 
@@ -86,7 +87,6 @@ class Acquisition:
 
     Args:
         recording: whether rows are being recorded, which nothing here may interrupt.
-        end_abandoned: ends one whose client is gone.
     """
 
     def __init__(
@@ -95,13 +95,11 @@ class Acquisition:
         views: Views,
         clock: Clock,
         recording: Callable[[], bool],
-        end_abandoned: Callable[[], Awaitable[None]],
     ) -> None:
         self._instrument = instrument
         self._views = views
         self._clock = clock
         self._recording = recording
-        self._end_abandoned = end_abandoned
         self._asked: Literal["", "gone", "menu", "running", "paused"] = ""
 
     @property
@@ -156,7 +154,8 @@ class Acquisition:
         if not self._instrument.connected:
             raise Refused(503, f"Serial: {self._instrument.health().detail}")
         if query.port is not None and not already:
-            log.info("connect: %s asked for, the sensor is at %s", query.port, self._instrument.health().port)
+            here = self._instrument.health().port
+            log.info("connect: %r asked for, the sensor is at %s", query.port[:PORT_SHOWN], here)
         if self._asked not in ("running", "paused"):
             self._asked = "menu"
         return Connected("connected", self._instrument.sensor_id, "Already connected" if already else "")
@@ -169,9 +168,9 @@ class Acquisition:
             await asyncio.sleep(LOOK_S)
 
     async def disconnect(self) -> Done:
-        """The sensor stays with this daemon, and a recording goes on, unless its client is gone."""
-        await self._end_abandoned()
-        self._asked, self._views.restarted = "gone", False
+        """The sensor stays with this daemon, and a recording goes on."""
+        self._asked = "gone"
+        self._views.rest()
         return Done("disconnected")
 
     async def config(self, body: ConfigWish) -> Configuration:
@@ -228,7 +227,8 @@ class Acquisition:
     async def stop(self) -> Done:
         """Show acquisition as stopped; a recording goes on."""
         self._check_running()
-        self._asked, self._views.restarted = "menu", False
+        self._asked = "menu"
+        self._views.rest()
         return Done("stopped")
 
     async def pause(self) -> Done:

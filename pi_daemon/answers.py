@@ -7,13 +7,15 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from common.keys import Name, PublicKey
+from common.messages import END
 from common.recording import OpenChunk, Sequel
 
 INT64_MAX = 2**63 - 1
 
-SyncId = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{8}[0-9a-fA-F-]{0,56}$")]
-Holder = Annotated[str, Meta(pattern=r"^[ -~]{1,100}$")]
-SessionId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+SyncId = Annotated[str, Meta(pattern=rf"^[0-9a-fA-F]{{8}}[0-9a-fA-F-]{{0,56}}{END}")]
+Holder = Annotated[str, Meta(pattern=rf"^[ -~]{{1,100}}{END}")]
+SessionId = Annotated[str, Meta(pattern=rf"^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}{END}")]
 
 
 class Health(Struct):
@@ -98,8 +100,8 @@ class StartRequest(Struct):
     whose beginning is lost here.
     """
 
-    rate_hz: Annotated[int, Meta(ge=1)] = 500
-    schema_version: int = 1
+    rate_hz: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
+    schema_version: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
     mission: Annotated[str, Meta(max_length=200)] = "Cockpit"
     roll_interval_s: Annotated[float, Meta(gt=0)] = 60.0
     session_id: SessionId | None = None
@@ -209,13 +211,13 @@ class Time(Struct):
 class PairRequest(Struct):
     """code: as the Pi shows it; public_key: of who asks, in Z85; name: what the Pi is to call it."""
 
-    code: Annotated[str, Meta(pattern="^[0-9]{6}$")]
-    public_key: Annotated[str, Meta(min_length=40, max_length=40)]
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+    code: Annotated[str, Meta(pattern=rf"^[0-9]{{6}}{END}")]
+    public_key: PublicKey
+    name: Name
 
 
 class Paired(Struct):
     """token: for the header Authorization: Bearer; bus_key: the Pi's public key on the bus, in Z85."""
 
     token: str
-    bus_key: str
+    bus_key: PublicKey

@@ -18,7 +18,7 @@ from common.guard import Guard, Security
 from common.instrument import Arrival, Instrument
 from common.keys import Keyring, WrongCode
 from common.manifest import digest_of
-from common.messages import PROTOCOL, Chunk, Marker, Stamp
+from common.messages import PROTOCOL, Chunk, Marker, Stamp, to_json
 from common.metrics import Metric, counts, exposition, gauge
 from common.openapi import document
 from common.rows import format_utc
@@ -82,9 +82,7 @@ class Api:
         self._clock = clock
         self._setting = setting = setting or Setting()
         self._views = Views(sessions.folder, clock, lambda: instrument.connected)
-        self._acquisition = Acquisition(
-            instrument, self._views, clock, lambda: sessions.recorder is not None, sessions.stop_abandoned
-        )
+        self._acquisition = Acquisition(instrument, self._views, clock, lambda: sessions.recorder is not None)
         self._run_id = str(uuid4())
         self._downloads = Downloads(sessions.folder)
         self._guard = Guard(setting.security, clock, setting.keyring, setting.hosts, setting.origins)
@@ -94,7 +92,7 @@ class Api:
         self._add_views(self.site)
         self._add_recording(self.site)
         meaning = "The in-water sensor: what it says, and its recordings."
-        self._document = document(self.site.calls, "Q-Sensor", API_VERSION, meaning)
+        self._document = to_json(document(self.site.calls, "Q-Sensor", API_VERSION, meaning))
 
     def show(self, arrival: Arrival) -> None:
         """Let the views see a reading."""
@@ -161,7 +159,7 @@ class Api:
 
     async def openapi(self, _request: web.Request) -> web.Response:
         """These calls, for programs."""
-        return answer(self._document)
+        return web.Response(body=self._document, content_type="application/json")
 
     async def docs_json(self, _request: web.Request) -> web.Response:
         """Where BlueOS looks for them."""
@@ -237,6 +235,8 @@ class Api:
     async def status(self) -> Status:
         """Sensor and recording, in the old API's words."""
         recorder = self._sessions.recorder
+        if recorder is not None:
+            self._sessions.heard(recorder.record.session_id, None)
         return Status(
             connected=self._acquisition.connected,
             recording=recorder is not None or self._views.restarted,
@@ -355,7 +355,7 @@ class Api:
         free = await asyncio.to_thread(shutil.disk_usage, self._sessions.folder)
         room = gauge("qsensor_disk_free_bytes", "Free space in the data folder.", free.free)
         away = counts(
-            "qsensor_http_refused_total", "Requests that were sent away.", "reason", self._guard.refused
+            "qsensor_http_refused_total", "Requests that were sent away.", "status", self._guard.refused
         )
         return exposition([*self._setting.measure(), room, away])
 

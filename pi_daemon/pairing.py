@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from common.clock import SystemClock
-from common.keys import CODE_NS, Keyring
+from common.keys import CODE_NS, Keyring, as_owner
 from common.service import EXIT_CONFIG, split_address
 from pi_daemon.config import Config
 
@@ -24,11 +24,15 @@ def pair(options: argparse.Namespace, config: Config) -> int:
     if config.security == "local":
         print('security is local: nothing is to be paired: set security = "paired" first', file=sys.stderr)
         return EXIT_CONFIG
-    keyring = Keyring(Path(config.data), SystemClock())
+    data = Path(config.data)
+    if not data.is_dir():
+        print(f"{data}: no daemon has its data there: give its --data, and start it first", file=sys.stderr)
+        return REFUSED
     try:
-        return _done(options, config, keyring)
+        as_owner(data)
+        return _done(options, config.located(), Keyring(data, SystemClock()))
     except (OSError, ValueError) as error:
-        print(f"{config.data}/keys: {error}: run this as the daemon's user, or as root", file=sys.stderr)
+        print(f"{data}/keys: {error}: run this as the daemon's user, or as root", file=sys.stderr)
         return REFUSED
 
 

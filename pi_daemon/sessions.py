@@ -85,7 +85,7 @@ class Sessions:
         self._changing = asyncio.Lock()
         self._resume_trouble = ""
         self._unreadable = ""  # why a recording is left alone that should be going on
-        self._disk = Disk("sessions")
+        self._disk, self._lookups = Disk("sessions"), Disk("lookups")  # looking holds up no start and no stop
         self._unfinished = Unfinished(self.folder, self._look_for_unfinished)
 
     @property
@@ -279,12 +279,8 @@ class Sessions:
             await self._disk.do(self._unfinished.remove, session_id)
         log.info("stopped session %s", session_id)
 
-    async def stop_abandoned(self) -> None:
-        """End the recording of a client that is gone."""
-        async with self._changing:
-            await self._stop_abandoned()
-
     async def _stop_abandoned(self) -> None:
+        """End the recording of an old client that is gone, now that another is to begin."""
         if self._recorder is not None and self._lease is not None and self._lease.abandoned:
             self._recorder.note("abandoned", "nobody holds it, and nobody asks about it any more")
             await self._end(self._recorder)
@@ -329,7 +325,7 @@ class Sessions:
 
     async def listed(self, most: int) -> list[StreamRecord]:
         """The newest recordings, open or stopped, at most so many."""
-        return await self._disk.do(_newest, self.folder, most)
+        return await self._lookups.do(_newest, self.folder, most)
 
     async def find(self, session_id: str) -> SessionState:
         """Any recording, by id.
@@ -342,7 +338,7 @@ class Sessions:
             return _state_of(self._recorder)
         if SESSION_ID.fullmatch(session_id):
             try:
-                state = await self._disk.do(_load, self.folder / session_id)
+                state = await self._lookups.do(_load, self.folder / session_id)
             except ValueError as error:  # not 404: it is there
                 raise Refused(409, f"session {session_id} cannot be read: {error}") from None
             if state is not None:

@@ -55,6 +55,8 @@ def test_a_unit_lets_a_daemon_do_little(unit: Path) -> None:
     """What systemd itself says of the exposure; that the daemon runs so is for the trial below."""
     verdict = run(need("systemd-analyze"), "security", "--offline=true", f"--threshold={EXPOSURE}", unit)
     assert verdict.returncode == 0, verdict.stdout + verdict.stderr
+    understood = run(need("systemd-analyze"), "verify", unit)  # an unknown key is only talked of
+    assert (understood.returncode, understood.stdout + understood.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

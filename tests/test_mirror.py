@@ -15,10 +15,11 @@ from common.instrument import Instrument, SerialSettings
 from common.messages import Marker, Reading
 from common.recorder import Recorder
 from common.service import Supervisor
+from common.web import Refused
 from pi_daemon.api import Api
 from pi_daemon.config import Config, Recording
 from pi_daemon.lease import ABANDONED_S
-from pi_daemon.sessions import Sessions
+from pi_daemon.sessions import Sessions, Wish
 from tests.sim.clocks import SimClock
 from tests.sim.disk import content_of, full_after
 from tests.sim.streams import SESSION_ID, Heard, arrival, at_work, new_record, until
@@ -331,16 +332,15 @@ async def test_a_session_the_pi_does_not_know_is_refused_by_it(pi: Pi, tmp_path:
 
 
 async def test_an_abandoned_recording_makes_room(pi_side: PiSide) -> None:
-    """Of an old client that died: ended in order, as soon as somebody connects anew."""
+    """Of an old client that died: ended in order, as soon as the next begins one."""
     await pi_side.record(5)
-    await pi_side.sessions.stop_abandoned()
-    assert pi_side.sessions.recorder is not None
-    pi_side.clock.advance(ABANDONED_S + 1)
-    await pi_side.sessions.find(SESSION_ID)
-    await pi_side.sessions.stop_abandoned()
-    assert pi_side.sessions.recorder is not None
-    pi_side.clock.advance(ABANDONED_S + 1)
-    await pi_side.sessions.stop_abandoned()
-    assert pi_side.sessions.recorder is None
+    another = Wish(None, "next", 500, 1, 15.0, None)
+    for asked in (True, False):
+        pi_side.clock.advance(ABANDONED_S + 1)
+        if asked:
+            await pi_side.sessions.find(SESSION_ID)
+        with pytest.raises(Refused, match="already recording" if asked else "Not connected"):
+            await pi_side.sessions.start(another)
+        assert (pi_side.sessions.recorder is not None) == asked
     state = await pi_side.sessions.find(SESSION_ID)
     assert (state.record.state, state.last_seq) == ("stopped", 4)

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from common import VERSION
 from common.guard import Guard
+from common.messages import to_json
 from common.metrics import Metric, exposition
 from common.openapi import document
 from common.web import Site, answer
@@ -53,7 +54,7 @@ class Api:
         site.post("/session/mark", self.mark)
         site.serve("/openapi.json", self.openapi, "application/json", shown=False)
         meaning = "The topside daemon: sessions, markers, and where everything stands."
-        self._document = document(site.calls, "Q-Sensor topside", VERSION, meaning)
+        self._document = to_json(document(site.calls, "Q-Sensor topside", VERSION, meaning))
 
     async def page(self, request: web.Request) -> web.Response:
         """A page for people, the state for programs."""
@@ -83,4 +84,4 @@ class Api:
 
     async def openapi(self, _request: web.Request) -> web.Response:
         """These calls, for programs."""
-        return answer(self._document)
+        return web.Response(body=self._document, content_type="application/json")

@@ -124,8 +124,9 @@ class OldPi(Pi):
             try:
                 await self._command("/connect")
             except PiError as error:
-                if error.status is not None:  # it is left half open, and refuses the next one
-                    await self._command("/disconnect")
+                now = await self._call("GET", "/status", _Sensor, timeout=_patient(ANSWER_S))
+                if error.status is not None and now.state == "disconnected":
+                    await self._command("/disconnect")  # it is left half open, and refuses the next one
                 raise PiError(f"the old Pi cannot reach its sensor: {error}", error.status) from None
         if sensor.state not in ACQUIRING:
             try:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from common.clock import Clock, SystemClock
-from common.keys import Pass, Wallet
+from common.keys import Pass, Wallet, as_owner
 from common.rows import format_utc
 from common.service import ConfigError
 from topside_daemon.pi import Pi, PiError
@@ -26,6 +26,8 @@ def pair(options: argparse.Namespace, data: Path) -> int:
     """The command; returns its exit code. data: of the topside daemon, which may be running."""
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._") or "topside"
     try:
+        if data.is_dir():
+            as_owner(data)
         asyncio.run(_pair(options.url, options.code, name, Wallet(data), SystemClock()))
     except (ConfigError, PiError) as error:
         print(error, file=sys.stderr)

@@ -5,16 +5,16 @@ Every call either answers or raises `PiError` with one line that says why; nothi
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 
 from common.bus import BusKeys
 from common.clock import Clock
-from common.keys import Wallet
+from common.keys import PublicKey, Wallet
 from common.messages import UNDECODABLE, Chunk, Exchange, ExchangeKind, Marker, Stamp
 from common.recording import OpenChunk, Sequel
 from common.rows import parse_utc
@@ -22,6 +22,7 @@ from common.service import ConfigError
 from topside_daemon.timeasker import SPACING_S, TimeAsker
 
 T = TypeVar("T")
+Port = Annotated[int, Meta(ge=1, le=65535)]
 
 CALL_S = 5.0  # a call that takes longer has failed
 CONNECT_S = 1.5  # likewise a connection: on a tether the kernel's own retries come too late
@@ -51,12 +52,12 @@ class About(Struct, frozen=True):
     api: str
     git: str
     protocol: int | None = None
-    bus_port: int | None = None
-    time_port: int | None = None
+    bus_port: Port | None = None
+    time_port: Port | None = None
     boot_id: str | None = None
     machine_id: str | None = None
     run_id: str | None = None
-    bus_key: str | None = None
+    bus_key: PublicKey | None = None
     security: str | None = None
 
 
@@ -96,8 +97,8 @@ class Injected(Struct, frozen=True):
 class Paired(Struct, frozen=True):
     """What the Pi gives to whom it is paired with."""
 
-    token: str
-    bus_key: str
+    token: Annotated[str, Meta(max_length=200)]
+    bus_key: PublicKey
 
 
 class PiTime(Struct, frozen=True):

@@ -86,7 +86,11 @@ class PiBus:
             self._known = self.about = None
             self._become(str(error))
             return False
-        keys = self._pi.bus_keys()
+        try:
+            keys = self._pi.bus_keys()
+        except (OSError, ValueError) as error:
+            self._become(f"the keys of this pairing cannot be read: {error}")
+            return False
         if about.bus_port is not None and (keys is None) != (about.bus_key is None):
             self._become(NOT_PAIRED if keys is None else NO_KEY)
             return about.security == "legacy-lan"
