@@ -37,8 +37,8 @@ SIOCGIFADDR = 0x8915
 HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:]*)(:\d{1,5})?")
 
 HOW_TO_PAIR = (
-    'this Pi is paired: "python -m pi_daemon pair" on it shows a code, "python -m topside_daemon pair URL '
-    'CODE" takes it'
+    'this Pi is paired: "python -m pi_daemon pair", with the --config or --data of its daemon, shows a code, '
+    '"python -m topside_daemon pair URL CODE" takes it'
 )
 
 
@@ -174,7 +174,7 @@ def check_exposure(security: Security, **addresses: str | None) -> None:
                 f"{key} = {address!r} is heard beyond this machine, and security is local: listen on "
                 '127.0.0.1, or choose security = "paired" (or "legacy-lan", which is open to everybody there)'
             )
-        if security == "legacy-lan" and not is_loopback(host):
+        if security == "legacy-lan" and key == "http" and not is_loopback(host):
             log.warning("OPEN: security is legacy-lan: whoever reaches %s may read and steer", address)
 
 

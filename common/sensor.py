@@ -93,8 +93,8 @@ class Sensor:
 
     @property
     def connected(self) -> bool:
-        """A port is open and a sensor is heard on it."""
-        silent = self._silent_since_s is not None or self.state == "garbled"
+        """A port is open and a sensor is heard on it; not while it is talked to: no reading comes then."""
+        silent = self._silent_since_s is not None or self.state in ("garbled", "interview")
         return self._link is not None and self._heard and not silent
 
     @property
@@ -178,11 +178,11 @@ class Sensor:
         """
         wanted.check()
         async with self._talker.busy:
-            if not self._may_interrupt():  # any more: somebody may have been before us for a while
-                raise InstrumentError("a recording has begun: stop it first")
             link = self._link
             if link is None:
                 raise NotConnected(f"{self.state}: {self.detail}")
+            if not self._may_interrupt():  # any more: somebody may have been before us for a while
+                raise InstrumentError("a recording has begun: stop it first")
             self.become("interview", "applying settings; readings resume by themselves")
             try:
                 config = await self._visit(link, wanted)

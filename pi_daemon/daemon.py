@@ -116,7 +116,8 @@ class Daemon:
             return await TimeServer.bind(self._clock, host, port, any_port=self._config.time is None)
         except OSError as error:
             raise ConfigError(
-                f"cannot serve time on {host}:{port}/udp: {error.strerror}: choose another"
+                f"cannot serve time on {host}:{port}/udp: {error.strerror}: choose another --time "
+                "(unset, it is two above --http)"
             ) from None
 
     async def _tell_status(self) -> None:

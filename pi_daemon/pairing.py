@@ -21,8 +21,12 @@ def add_pair_flags(parser: argparse.ArgumentParser) -> None:
 
 def pair(options: argparse.Namespace, config: Config) -> int:
     """The command; returns its exit code. The daemon may be running: it looks at the keys itself."""
-    if config.security == "local":
-        print('security is local: nothing is to be paired: set security = "paired" first', file=sys.stderr)
+    if config.security == "local" and not options.list and options.forget is None:
+        print(
+            "security is local here, so that nothing is to be paired: give the --config, or the --data and "
+            '--security, of the daemon; or set security = "paired" first',
+            file=sys.stderr,
+        )
         return EXIT_CONFIG
     data = Path(config.data)
     if not data.is_dir():

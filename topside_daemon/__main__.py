@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "pull":
         return pull(options)
     if options.command == "pair":
-        return pair(options, Path(options.data or Config().data))
+        return pair(options, Path(options.data) if options.data else None)
     if options.command == "probe":
         return run_probe(options)
     if options.command in CALLS:

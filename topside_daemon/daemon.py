@@ -116,6 +116,8 @@ class Daemon:
     async def _begin(self) -> None:
         await self._resume()
         await self._site.listen(self._config.http)
+        if self._pi is None and self._instrument is None:
+            log.warning("neither a Pi nor a serial port is named: there is nothing to record: --pi, --serial")
         if self._instrument is not None:
             self._supervisor.keep("instrument", self._instrument.run())
         if self._bus is not None:
@@ -277,6 +279,7 @@ class Daemon:
         inwater = self._bus.status if self._bus else None
         return {
             "session": self._describe(self._session, brief) if self._session else None,
+            "data": str(self._folder.resolve()),
             "version": VERSION,
             "protocol": PROTOCOL,
             "pi": {
@@ -350,6 +353,7 @@ class Daemon:
             self._announcer.recorder.take(arrival)
         else:
             self._announcer.idle(arrival)
+            self._live.glance(False, arrival.value)
 
     def _note(self, kind: str, detail: str, count: int) -> None:
         if self._instrument is not None:
@@ -359,6 +363,7 @@ class Daemon:
         """Readings of our session take the ordered way."""
         session = self._session
         if session is None or session.ended or frame.session_id != session.record.session_id:
+            self._live.glance(True, frame.reading().value)
             return False
         self._live.know_epoch(frame.epoch, frame.boot_id, frame.durable_seq)
         session.from_bus(frame.reading())

@@ -55,6 +55,7 @@ class Live(View):
         self._clock = clock
         self._publisher = publisher
         self._watchers = watchers
+        self._glanced: list[tuple[str | None, int]] = [(None, 0), (None, 0)]
         self.begin("", [], inwater=False, surface=False)
 
     def begin(
@@ -83,6 +84,10 @@ class Live(View):
         self._last_pair: tuple[FusedRow | None, int] = (None, 0)
         self._proofs: list[dict[str, object]] = []
         self.rows = self.pairs = 0
+
+    def glance(self, inwater: bool, value: str) -> None:
+        """A reading between sessions, to be shown and no more."""
+        self._glanced[INWATER_SIDE if inwater else SURFACE_SIDE] = value, self._clock.mono_ns()
 
     def know_sensor(self, inwater: bool, sensor: dict[str, Any] | None) -> None:
         """Learn what is recorded of a sensor: how old the light is at its stamp."""
@@ -222,9 +227,10 @@ class Live(View):
             one if one is not None and now_ns - seen_ns < STALE_NS else None
             for one, seen_ns in (self._last_inwater, self._last_surface, self._last_pair)
         )
+        glanced = [value if now_ns - seen_ns < STALE_NS else None for value, seen_ns in self._glanced]
         return {
-            "inwater_value": inwater.value if isinstance(inwater, Reading) else None,
-            "surface_value": surface.value if isinstance(surface, Reading) else None,
+            "inwater_value": inwater.value if isinstance(inwater, Reading) else glanced[INWATER_SIDE],
+            "surface_value": surface.value if isinstance(surface, Reading) else glanced[SURFACE_SIDE],
             "pair": _pair(pair) if isinstance(pair, FusedRow) else None,
             "live_rows": self.rows,
             "live_pairs": self.pairs,

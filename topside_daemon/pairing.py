@@ -7,13 +7,17 @@ import socket
 import sys
 from pathlib import Path
 
+import aiohttp
+
 from common.clock import Clock, SystemClock
 from common.keys import Pass, Wallet, as_owner
 from common.rows import format_utc
 from common.service import ConfigError
+from topside_daemon.config import Config
 from topside_daemon.pi import Pi, PiError
 
 REFUSED = 1
+ASK_S = 5.0
 
 
 def add_pair_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +26,14 @@ def add_pair_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="what the Pi is to call this machine; default its own name")
 
 
-def pair(options: argparse.Namespace, data: Path) -> int:
-    """The command; returns its exit code. data: of the topside daemon, which may be running."""
+def pair(options: argparse.Namespace, data: Path | None) -> int:
+    """The command; returns its exit code. data: of the topside daemon; None asks the one that runs."""
     name = options.name or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._") or "topside"
+    http = options.http or Config().http
+    data = data or asyncio.run(_data_of(http))
+    if data is None:
+        print(f"no topside daemon at {http}: start it, or give its --data or --http", file=sys.stderr)
+        return REFUSED
     try:
         if data.is_dir():
             as_owner(data)
@@ -33,10 +42,22 @@ def pair(options: argparse.Namespace, data: Path) -> int:
         print(error, file=sys.stderr)
         return REFUSED
     except (OSError, ValueError) as error:
-        print(f"{data}: {error}: give --data, a folder of this user's", file=sys.stderr)
+        print(f"{data / 'keys'}: {error}: run this as the daemon's user, or as root", file=sys.stderr)
         return REFUSED
     print(f"paired with {options.url}, which calls this machine {name}; the keys are in {data / 'keys'}")
     return 0
+
+
+async def _data_of(http: str) -> Path | None:
+    """The data folder of the daemon that runs there, if one does."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_S)) as session,
+            session.get(f"http://{http}/status") as answer,
+        ):
+            return Path((await answer.json())["data"])
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
+        return None
 
 
 async def _pair(url: str, code: str, name: str, wallet: Wallet, clock: Clock) -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from common.bus import INWATER, BusKeys, Publisher, Subscriber
 from common.clock import Clock
+from common.guard import HOW_TO_PAIR
 from common.messages import UNDECODABLE, ChunkFrame, Int64, ReadingFrame, StatusFrame
 from topside_daemon.pi import About, Pi, PiError
 
@@ -19,10 +20,8 @@ SILENT_NS = 5_000_000_000  # the Pi speaks every second; after this it is not sh
 BAD_EVERY_NS = 60_000_000_000  # how often bad frames are told of
 PAYLOAD_BYTES = 4096  # the largest that a Pi sends is a few hundred
 CONNECTED = "connected"
-NOT_PAIRED = (
-    'not paired: "python -m pi_daemon pair" on the Pi shows a code, "python -m topside_daemon pair URL CODE" '
-    "takes it"
-)
+NOT_PAIRED = f"not paired: {HOW_TO_PAIR}"
+NOT_LIVE = "not paired: sessions are recorded; to see readings live, pair it"
 NO_KEY = "paired before, but its bus has no key now: if it is the same Pi, remove keys/passes.json here"
 
 News = tuple[str, str, int]
@@ -92,8 +91,9 @@ class PiBus:
             self._become(f"the keys of this pairing cannot be read: {error}")
             return False
         if about.bus_port is not None and (keys is None) != (about.bus_key is None):
-            self._become(NOT_PAIRED if keys is None else NO_KEY)
-            return about.security == "legacy-lan"
+            opened = about.security == "legacy-lan"
+            self._become(NO_KEY if keys is not None else NOT_LIVE if opened else NOT_PAIRED)
+            return opened
         if about.bus_port is not None and (about.bus_port, keys) != self._where:
             self._count_malformed()
             if self._subscriber is not None:
