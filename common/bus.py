@@ -23,6 +23,7 @@ MESSAGE_BYTES = 65_536  # the largest we send is a few hundred; a hostile frame 
 # queue is full. What they ask of the subscriber, to give up a silent connection, they do all the same.
 HEARTBEAT_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 10_000  # longer than the cuts TCP repairs by itself: shorter ones lose more
+HANDSHAKE_MS = 3_000  # who connects and says nothing holds a descriptor no longer
 CONNECT_TIMEOUT_MS = 1_500  # or a cut leaves SYN retries that back off to half a minute
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 1_000
 SILENT_S = 15.0  # our publishers speak every second; ZeroMQ leaves a peer for ever after one huge frame
@@ -63,6 +64,7 @@ class Publisher:
         self._doorkeeper: ThreadAuthenticator | None = None
         self._socket = self._context.socket(zmq.PUB)
         self._socket.set(zmq.IPV6, 1)
+        self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._socket.set(zmq.SNDHWM, QUEUE_MESSAGES)
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES)

@@ -31,7 +31,7 @@ Security = Literal["local", "paired", "legacy-lan"]
 
 RATE_HZ, BURST = 200.0, 1200.0  # requests of one address; the quickest client of ours makes some ten a second
 WRONG_MOST, WRONG_S = 10, 60.0  # wrong tokens of one address
-FILES = "/files/"  # as many as there are: a copy that was cut off has much to catch up with
+FILES, FILE_SHARE = "/files/", 0.2  # of a request: a copy that was cut off has much to catch up with
 ADDRESSES = 1024  # that are remembered
 SIOCGIFADDR = 0x8915
 HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[^:]*)(:\d{1,5})?")
@@ -54,8 +54,8 @@ class _Budget:
         self._at_ns = now_ns
         return self._left
 
-    def take(self) -> None:
-        self._left -= 1.0
+    def take(self, share: float = 1.0) -> None:
+        self._left -= share
 
 
 class _Budgets:
@@ -90,6 +90,9 @@ class Guard:
         origins: Sequence[str] = (),
     ) -> None:
         self._keyring = keyring if security == "paired" else None
+        # Old clients ask for blueos.local and the like; a name that its owner lets point elsewhere gains nothing
+        # where a token is asked for, nor where all is open.
+        self._networked = security != "local"
         self._clock = clock
         own = socket.gethostname().lower()
         self._hosts = {"localhost", own, own.partition(".")[0], f"{own}.local", *map(str.lower, hosts)}
@@ -102,8 +105,7 @@ class Guard:
         try:
             self._check_host(request)
             origin = self._check_origin(request)
-            if not request.path.startswith(FILES):
-                self._allow_pace(request)
+            self._allow_pace(request)
             if self._keyring is not None and not public and request.method != "OPTIONS":
                 self._check_token(request, self._keyring)
         except Refused as refused:
@@ -115,14 +117,14 @@ class Guard:
         budget = self._requests.of(request.remote or "", self._clock.mono_ns())
         if budget.left(self._clock.mono_ns()) < 1:
             raise Refused(429, f"too many requests: no more than {RATE_HZ:.0f} a second")
-        budget.take()
+        budget.take(FILE_SHARE if request.path.startswith(FILES) else 1.0)
 
     def _check_host(self, request: web.Request) -> None:
         """A page on a name that its owner has let point here would else be of the same origin."""
         match = HOST.fullmatch(request.headers.get("Host", "localhost"))
         name = match["name"].lower().rstrip(".") if match else ""
-        known = name in self._hosts or name.endswith(".local") or _is_address(name.strip("[]"))
-        if not known:  # of .local every network answers for itself: nobody elsewhere lets it point here
+        known = name in self._hosts or _is_address(name.strip("[]"))
+        if not known and not (self._networked and name.endswith(".local")):
             raise Refused(
                 421,
                 f"foreign host {name[:64]!r}: ask by this machine's address, or add the name to hosts in "

@@ -18,6 +18,9 @@ ExchangeKind = Literal["START", "PERIODIC", "STOP", "PROBE"]
 
 END = r"(?![\s\S])"  # of a text; "$" would let a line end through
 
+Line = Annotated[
+    str, Meta(pattern=rf"^[^\x00-\x1f\x7f-\x9f]*{END}", max_length=200)
+]  # one, to be shown as it is
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 _NULL = Raw(b"null")
 

@@ -6,6 +6,7 @@ Nothing else touches signals or exit codes.
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -151,10 +152,18 @@ def run_daemon(main: Callable[[Supervisor], Awaitable[None]]) -> int:
             code = EXIT_SOFTWARE
         return code
 
+    _take_descriptors()
     with suppress(OSError):  # a stamp is only as good as the wake-up; where that is allowed, be woken first
         os.nice(NICE)
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
         return runner.run(guarded())
+
+
+def _take_descriptors() -> None:
+    """As many as are to be had: strangers on the network use up some, and chunks need theirs."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _first(error: BaseException) -> BaseException:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from common.keys import Name, PublicKey
-from common.messages import END
+from common.messages import END, Line
 from common.recording import OpenChunk, Sequel
 
 INT64_MAX = 2**63 - 1
@@ -102,7 +102,7 @@ class StartRequest(Struct):
 
     rate_hz: Annotated[int, Meta(ge=1, le=1_000_000)] = 500
     schema_version: Annotated[int, Meta(ge=0, le=1_000_000)] = 1
-    mission: Annotated[str, Meta(max_length=200)] = "Cockpit"
+    mission: Line = "Cockpit"
     roll_interval_s: Annotated[float, Meta(gt=0)] = 60.0
     session_id: SessionId | None = None
     holder: Holder | None = None
@@ -182,7 +182,7 @@ class MarkerRequest(Struct):
     marker_type: Literal["START", "STOP", "PERIODIC"]
     periodic_sequence: Annotated[int, Meta(ge=0, le=INT64_MAX)] | None = None
     t1_ns: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
-    label: Annotated[str, Meta(max_length=200)] | None = None
+    label: Line | None = None
     holder: Holder | None = None
 
 

@@ -195,6 +195,7 @@ def test_a_browser_is_no_way_in(tmp_path: Path, security: str) -> None:
         assert pi.raw("/health", Host="evil.example")[0] == 421
         for origin in (own, own.upper()):
             assert pi.raw("/health", Origin=origin)[0] == 200
+        assert pi.raw("/health", Host="blueos.local:9150")[0] == (421 if security == "local" else 200)
         for host in ("localhost", f"127.0.0.1:{pi.http}", "[::1]:9150", "192.168.2.2", socket.gethostname()):
             assert pi.raw("/health", Host=host)[0] == 200, host
         _, content = pi.raw("/health", Origin="http://evil.example")

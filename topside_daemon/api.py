@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from common import VERSION
 from common.guard import Guard
-from common.messages import to_json
+from common.messages import Line, to_json
 from common.metrics import Metric, exposition
 from common.openapi import document
 from common.web import Site, answer
@@ -18,11 +18,11 @@ PAGE = Path(__file__).with_name("page.html").read_bytes()
 
 
 class StartRequest(Struct):
-    mission: Annotated[str, Meta(min_length=1, max_length=200)] = "mission"
+    mission: Annotated[Line, Meta(min_length=1)] = "mission"
 
 
 class MarkRequest(Struct):
-    label: Annotated[str, Meta(min_length=1, max_length=200)]
+    label: Annotated[Line, Meta(min_length=1)]
 
 
 class Deckhand(Protocol):

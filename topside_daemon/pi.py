@@ -31,6 +31,8 @@ FILE_S = 30.0
 STOP_S = 30.0  # a card may take long over its last sync
 WARM_S = 10.0  # an idle connection is kept this long; the Pi closes it after 15
 GONE = 410  # the status of what an old Pi has no more, or does not serve now
+ANSWER_BYTES = 32 << 20  # the largest chunk has a few MiB
+DETAIL_SHOWN = 500
 MARKER_PROBE = 1000  # number of the exchange that is the marker's own call, beside those of its burst
 
 
@@ -148,8 +150,11 @@ class Pi:
         timeout = aiohttp.ClientTimeout(total=CALL_S, sock_connect=CONNECT_S)
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(self._leaves)
-        self._http = aiohttp.ClientSession(timeout=timeout)
+        # Whoever answers there may not be the Pi: what comes is taken as it is, and not without end.
+        plain = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
+        self._http = aiohttp.ClientSession(timeout=timeout, **plain)
         self._timed_http = aiohttp.ClientSession(
+            **plain,
             timeout=timeout,
             connector=aiohttp.TCPConnector(limit=1, keepalive_timeout=WARM_S),
             trace_configs=[trace],
@@ -297,11 +302,16 @@ class Pi:
         try:
             headers = self._token | options.pop("headers", {})
             async with http.request(
-                method, self.url + path, headers=headers, trace_request_ctx=timing, **options
+                method,
+                self.url + path,
+                headers=headers,
+                allow_redirects=False,
+                trace_request_ctx=timing,
+                **options,
             ) as response:
                 if timing is not None:
                     timing.received_ns = self._clock.mono_ns()
-                content = await response.read()
+                content = await _read(response)
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise PiError(f"cannot reach the Pi at {self.url}: {_reason(error)}") from None
         if response.status not in (200, 206):
@@ -382,9 +392,24 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """The body.
+
+    Raises:
+        ValueError: there is no end of it.
+    """
+    content = bytearray()
+    async for piece in response.content.iter_any():
+        content += piece
+        if len(content) > ANSWER_BYTES:
+            raise ValueError(f"an answer of more than {ANSWER_BYTES >> 20} MiB: this is no Pi daemon")
+    return bytes(content)
+
+
 def _detail(content: bytes) -> str:
     try:
         answer = msgspec.json.decode(content)
     except UNDECODABLE:
         return ""
-    return str(answer.get("detail", "")) if isinstance(answer, dict) else ""
+    said = str(answer.get("detail", "")) if isinstance(answer, dict) else ""
+    return "".join(one if one.isprintable() else "?" for one in said[:DETAIL_SHOWN])
