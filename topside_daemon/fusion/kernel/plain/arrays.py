@@ -30,3 +30,12 @@ def marked(bits: bytearray, first: int, count: int) -> Flags:
     packed = np.frombuffer(bits, np.uint8)[first >> 3 : (first + count + 7) >> 3]
     unpacked = np.unpackbits(packed, bitorder="little")[first & 7 : (first & 7) + count]
     return unpacked.astype(np.bool_)
+
+
+def pieces(text: Bytes, starts: Ints, width: int) -> Bytes:
+    """The bytes of a text from some places on; behind its end there is nothing but zeros."""
+    if len(starts) and int(starts.max()) + width > len(text):
+        text = np.concatenate((text, np.zeros(width, np.uint8)))
+    places = max(len(text) - width + 1, 0)
+    found = np.ndarray(places, f"V{width}", text, 0, (1,))[starts]  # several times faster than rows of bytes
+    return found.view(np.uint8).reshape(len(starts), width)
