@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from topside_daemon.fusion.columns import MISSING, Column, Placed, Tally
 from topside_daemon.fusion.courses import NORMAL_95
-from topside_daemon.fusion.kernel.plain.arrays import Flags, Ints, ints
+from topside_daemon.fusion.kernel.plain.arrays import Ints, ints
 
 _COURSE = np.dtype(
     [
@@ -17,6 +17,9 @@ _COURSE = np.dtype(
         ("high", "<f8", 4),
     ]
 )
+_EXACT_BITS = 53  # of a double
+_HEAD_SHIFT = _EXACT_BITS - Tally.KEPT_BITS
+_HEAD_OF_BUCKETS = (1023 + Tally.KEPT_BITS - 2) << Tally.KEPT_BITS - 1
 
 
 def place(
@@ -25,29 +28,46 @@ def place(
     """See `Kernel.place`."""
     instants, labels, table = ints(at), ints(utc), np.frombuffer(courses, _COURSE)
     rows = len(instants)
-    number = np.searchsorted(table["since"], instants, "right") - 1
-    outside = (number < 0) | (instants >= table["until"][np.maximum(number, 0)])
-    rows = int(np.argmax(outside)) if outside.any() else rows
-    for one in np.unique(number[:rows]).tolist():
-        some = number[:rows] == one
-        here: slice | Flags = slice(*np.flatnonzero(some)[[0, -1]] + (0, 1))
-        if not some[here].all():
-            here = some
-        _follow(table[one], instants[:rows][here], labels[:rows][here], here, placed, everything)
+    if rows and (instants[1:] >= instants[:-1]).all():
+        rows = _place_in_order(instants, labels, table, placed, everything)
+    elif rows:
+        number = np.searchsorted(table["since"], instants, "right") - 1
+        outside = (number < 0) | (instants >= table["until"][np.maximum(number, 0)])
+        rows = int(np.argmax(outside)) if outside.any() else rows
+        for one in np.unique(number[:rows]).tolist():
+            here = np.flatnonzero(number[:rows] == one)
+            _follow(table[one], instants[here], labels[here], here, placed, everything)
     if moved is not None:
         ints(placed.time)[:rows] += ints(moved)[:rows]
     return rows
 
 
+def _place_in_order(
+    instants: Ints, labels: Ints, table: NDArray[np.void], placed: Placed, everything: bool
+) -> int:
+    """The same for instants that never fall: those of one course are side by side."""
+    done, rows = 0, len(instants)
+    number = max(int(np.searchsorted(table["since"], instants[0], "right")) - 1, 0)
+    while done < rows and number < len(table) and table["since"][number] <= instants[done]:
+        course, next_ = table[number], table["since"][number + 1 : number + 2]
+        stop = int(np.searchsorted(instants, min([*next_.tolist(), int(course["until"])]), "left"))
+        if stop > done:
+            here = slice(done, stop)
+            _follow(course, instants[here], labels[here], here, placed, everything)
+            done = stop
+        elif not len(next_) or next_[0] > instants[done]:
+            break
+        number += 1
+    return done
+
+
 def _follow(
-    course: np.void, at: Ints, label: Ints, here: slice | Flags, placed: Placed, everything: bool
+    course: np.void, at: Ints, label: Ints, here: slice | Ints, placed: Placed, everything: bool
 ) -> None:
     """See `courses.follow`."""
-    rows = len(placed.time) if isinstance(here, slice) else len(here)
-    time = ints(placed.time)[:rows]
-    offset, sd, low, high = (ints(one)[:rows] for one in placed[1:5])
+    time, offset, sd, low, high = (ints(one) for one in placed[:5])
     if everything:
-        np.frombuffer(placed.status, np.uint8)[:rows][here] = course["status"]
+        np.frombuffer(placed.status, np.uint8)[here] = course["status"]
     if course["origin"] == MISSING:
         time[here] = label + course["shift"]
         if everything:
@@ -55,33 +75,49 @@ def _follow(
         return
     s = (at - course["zero"]) * course["rate"]
     middle = _value(course["offset"], s)
-    below, above = _lines(np.maximum, course["low"], s), _lines(np.minimum, course["high"], s)
-    below, above = (
-        np.where(below > above, np.minimum(above, middle), below),
-        np.where(below > above, np.maximum(below, middle), above),
-    )
-    middle = np.minimum(np.maximum(middle, below), above)
-    found = course["origin"] + np.floor(middle + 0.5).astype(np.int64)
+    below, above = _line(np.maximum, course["low"], s), _line(np.minimum, course["high"], s)
+    apart = below > above
+    if apart.any():
+        below, above = (
+            np.where(apart, np.minimum(above, middle), below),
+            np.where(apart, np.maximum(below, middle), above),
+        )
+    np.maximum(middle, below, out=middle)
+    np.minimum(middle, above, out=middle)
+    found = _rounded(middle)
+    found += course["origin"]
     time[here] = at - found + course["shift"]
     if everything:
         spread = np.sqrt(np.maximum(0.0, _value(course["variance"], s)))
         most = np.maximum(middle - below, above - middle) / NORMAL_95
         offset[here] = found
-        sd[here] = np.floor(np.minimum(spread, most) + 0.5)
+        sd[here] = _rounded(np.minimum(spread, most))
         low[here] = _bound(np.floor(below), course["origin"])
         high[here] = _bound(np.ceil(above), course["origin"])
 
 
 def _value(powers: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
-    found = np.full_like(s, powers[-1])
-    for power in powers[-2::-1]:
-        found = found * s + power
+    highest = int(np.flatnonzero(powers).max(initial=0))  # those above it add nothing
+    found = np.full_like(s, powers[highest])
+    for power in powers[:highest][::-1]:
+        found *= s
+        found += power
     return found
 
 
-def _lines(best: np.ufunc, lines: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = best(lines[0] + lines[1] * s, lines[2] + lines[3] * s)
+def _line(best: np.ufunc, lines: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The better of two lines everywhere."""
+    found, other = lines[1] * s, lines[3] * s
+    found += lines[0]
+    other += lines[2]
+    best(found, other, out=found)
     return found
+
+
+def _rounded(values: NDArray[np.float64]) -> Ints:
+    """Half up."""
+    up = values + 0.5
+    return np.floor(up, out=up).astype(np.int64)
 
 
 def _bound(bound: NDArray[np.float64], origin: int) -> Ints:
@@ -90,18 +126,25 @@ def _bound(bound: NDArray[np.float64], origin: int) -> Ints:
 
 
 def count(values: Ints, tally: Tally) -> None:
-    """Values of 0 and more."""
-    above = np.frexp(values.astype(np.float64))[1]
-    above -= (values >> np.maximum(above - 1, 0) == 0) & (above > 0)  # what rounding made one bit longer
-    above = np.maximum(above - Tally.KEPT_BITS, 0)
-    buckets = (above << Tally.KEPT_BITS - 1) + (values >> above)
-    if not len(buckets):
+    """Values of 0 and more. A bucket is what the head of a double says: exponent and first bits."""
+    if not len(values):
         return
-    present, place = np.unique(buckets, return_inverse=True)
+    most = int(values.max())
+    whole = values
+    if most >> _EXACT_BITS:  # rounding could reach the next bucket
+        whole = np.where(values >> _EXACT_BITS, values & -1024, values)
+    buckets = (whole.astype(np.float64).view(np.int64) >> _HEAD_SHIFT) - _HEAD_OF_BUCKETS
+    small = 1 << Tally.KEPT_BITS - 1
+    if int(values.min()) < small:
+        buckets = np.where(values < small, values, buckets)
+    least = int(buckets.min())
+    buckets -= least
+    counted = np.bincount(buckets)
+    here = slice(least, least + len(counted))
     counts, sums = ints(tally.buckets)[::2], ints(tally.buckets)[1::2]
-    counts[present] += np.bincount(place)
-    halves = (
-        np.bincount(place, values >> 26),
-        np.bincount(place, values & (1 << 26) - 1),
-    )  # exact in a double
-    sums[present] += (halves[0].astype(np.int64) << 26) + halves[1].astype(np.int64)
+    counts[here] += counted
+    if most * len(values) >> _EXACT_BITS == 0:
+        sums[here] += np.bincount(buckets, values).astype(np.int64)
+    else:
+        upper, lower = np.bincount(buckets, values >> 26), np.bincount(buckets, values & (1 << 26) - 1)
+        sums[here] += (upper.astype(np.int64) << 26) + lower.astype(np.int64)
