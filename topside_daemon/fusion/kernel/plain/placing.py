@@ -98,7 +98,7 @@ def _follow(
 
 def _value(powers: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
     highest = int(np.flatnonzero(powers).max(initial=0))  # those above it add nothing
-    found = np.full_like(s, powers[highest])
+    found: NDArray[np.float64] = np.full_like(s, powers[highest])
     for power in powers[:highest][::-1]:
         found *= s
         found += power
@@ -107,7 +107,8 @@ def _value(powers: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.fl
 
 def _line(best: np.ufunc, lines: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
     """The better of two lines everywhere."""
-    found, other = lines[1] * s, lines[3] * s
+    found: NDArray[np.float64] = lines[1] * s
+    other = lines[3] * s
     found += lines[0]
     other += lines[2]
     best(found, other, out=found)

@@ -228,7 +228,8 @@ def _without(layout: Bytes, lines: Bytes, ours: bool) -> tuple[Bytes, Flags]:
         given, found, allowed = (one[part].reshape(-1, width) for one in (lines, digits, fits))
         np.subtract(given, np.tile(layout, tiles), out=found)
         np.less_equal(found, np.tile(most, tiles), out=allowed)
-    return digits, np.ones(len(lines), np.bool_) if fits.all() else fits.all(axis=1)
+    alike: Flags = np.ones(len(lines), np.bool_) if fits.all() else fits.all(axis=1)
+    return digits, alike
 
 
 def _words(digits: Bytes, field: slice) -> Iterator[Words]:
@@ -261,7 +262,8 @@ def _zero(digits: Bytes, field: slice) -> Flags:
     found = np.zeros(len(digits), np.uint64)
     for word in _words(digits, field):
         found |= word
-    return found == 0
+    zero: Flags = found == 0
+    return zero
 
 
 def _stamps(lines: Bytes, digits: Bytes, places: int) -> tuple[Ints, Flags]:
