@@ -5,6 +5,7 @@ milliseconds), and the digits behind them are in tables.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from topside_daemon.fusion.columns import MISSING
 from topside_daemon.fusion.kernel.plain.arrays import Bytes, Ints
 
 FEW = 5  # zero bytes a row, up to which it is faster to replace each of them than to translate all bytes
+_GLANCE = 1 << 14  # bytes by which that is judged
 _SPREAD = 256  # of texts that may be made and not used
 
 
@@ -19,6 +21,11 @@ def texts_of(texts: Iterable[bytes]) -> Bytes:
     """One below the other, padded with zero bytes."""
     known = np.array(list(texts), "S")
     return known.view(np.uint8).reshape(len(known), -1)
+
+
+@lru_cache(maxsize=64)
+def _text(text: bytes) -> Bytes:
+    return texts_of([text])
 
 
 _SECONDS = texts_of(b"%02d." % n for n in range(60))
@@ -37,16 +44,17 @@ class Page:
         self._blanks: list[tuple[int, int, Ints]] = []
 
     def add(self, *fields: Bytes, but: Ints | None = None) -> None:
-        """Fields side by side, each of one text for all rows or of a text for each; none in the rows *but*."""
+        """Fields side by side, each of one text for all rows or of one for each; none in the rows *but*."""
         start = self._width
         self._fields += fields
-        self._width += sum(one.shape[1] for one in fields)
+        for one in fields:
+            self._width += one.shape[1]
         if but is not None and len(but):
             self._blanks.append((start, self._width, but))
 
     def same(self, text: bytes, but: Ints | None = None) -> None:
         """A text in every row."""
-        self.add(texts_of([text]), but=but)
+        self.add(_text(text), but=but)
 
     def named(self, names: Sequence[bytes], which: Ints, but: Ints | None = None) -> None:
         """One of a few texts."""
@@ -67,7 +75,7 @@ class Page:
         hundreds = rest // 100
         rest -= hundreds * 100
         digits = (_SECONDS.take(second, axis=0), _FOUR.take(hundreds, axis=0), _TWO.take(rest, axis=0))
-        self.add(_beginnings(minute, _minute), *digits, texts_of([b"+00:00"]), but=but)
+        self.add(_beginnings(minute, _minute), *digits, _text(b"+00:00"), but=but)
 
     def whole(self, numbers: Ints) -> None:
         """Whole numbers, nothing where they are missing."""
@@ -109,7 +117,7 @@ class Page:
         for start, stop, rows in self._blanks:
             page[rows, start:stop] = 0
         text = page.tobytes()
-        if text.count(0) <= FEW * self._rows:
+        if text.count(0, 0, _GLANCE) * self._width <= FEW * _GLANCE:
             return text.replace(b"\0", b"")
         return text.translate(None, b"\0")
 

@@ -1,11 +1,16 @@
 """Rows on the common axis, and what their numbers are like."""
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from topside_daemon.fusion.columns import MISSING, Column, Placed, Tally
 from topside_daemon.fusion.courses import NORMAL_95
 from topside_daemon.fusion.kernel.plain.arrays import Ints, ints
+
+Floats = NDArray[np.float64]
+Numbers = TypeVar("Numbers", Ints, Floats)
 
 _COURSE = np.dtype(
     [
@@ -26,88 +31,101 @@ def place(
     at: Column, utc: Column, moved: Column | None, courses: bytearray, placed: Placed, everything: bool
 ) -> int:
     """See `Kernel.place`."""
-    instants, labels, table = ints(at), ints(utc), np.frombuffer(courses, _COURSE)
-    rows = len(instants)
-    if rows and (instants[1:] >= instants[:-1]).all():
-        rows = _place_in_order(instants, labels, table, placed, everything)
-    elif rows:
-        number = np.searchsorted(table["since"], instants, "right") - 1
-        outside = (number < 0) | (instants >= table["until"][np.maximum(number, 0)])
-        rows = int(np.argmax(outside)) if outside.any() else rows
-        for one in np.unique(number[:rows]).tolist():
-            here = np.flatnonzero(number[:rows] == one)
-            _follow(table[one], instants[here], labels[here], here, placed, everything)
+    instants, table = ints(at), np.frombuffer(courses, _COURSE)
+    number = _number_of(instants, table["since"])
+    outside = (number < 0) | (instants >= table["until"].take(number, mode="clip"))
+    rows = int(np.argmax(outside)) if outside.any() else len(instants)
+    instants, labels, number = instants[:rows], ints(utc)[:rows], number[:rows]
+    lost = _Courses(table, number)["origin"] == MISSING
+    if lost.all():
+        _keep(_Courses(table, number), labels, slice(rows), placed, everything)
+    elif not lost.any():
+        _follow(_Courses(table, number), instants, slice(rows), placed, everything)
+    else:
+        here, there = np.flatnonzero(lost), np.flatnonzero(~lost)
+        _keep(_Courses(table, number[here]), labels[here], here, placed, everything)
+        _follow(_Courses(table, number[there]), instants[there], there, placed, everything)
     if moved is not None:
         ints(placed.time)[:rows] += ints(moved)[:rows]
     return rows
 
 
-def _place_in_order(
-    instants: Ints, labels: Ints, table: NDArray[np.void], placed: Placed, everything: bool
-) -> int:
-    """The same for instants that never fall: those of one course are side by side."""
-    done, rows = 0, len(instants)
-    number = max(int(np.searchsorted(table["since"], instants[0], "right")) - 1, 0)
-    while done < rows and number < len(table) and table["since"][number] <= instants[done]:
-        course, next_ = table[number], table["since"][number + 1 : number + 2]
-        stop = int(np.searchsorted(instants, min([*next_.tolist(), int(course["until"])]), "left"))
-        if stop > done:
-            here = slice(done, stop)
-            _follow(course, instants[here], labels[here], here, placed, everything)
-            done = stop
-        elif not len(next_) or next_[0] > instants[done]:
-            break
-        number += 1
-    return done
+def _number_of(instants: Ints, since: Ints) -> Ints:
+    """Which course each instant lies on, as far as that is told by their beginnings; -1 before the first."""
+    if (instants[1:] < instants[:-1]).any():
+        return np.searchsorted(since, instants, "right") - 1
+    first, last = np.searchsorted(since, instants[[0, -1]], "right") if len(instants) else (0, 0)
+    bounds = np.searchsorted(instants, since[first:last], "left")
+    return np.repeat(np.arange(first - 1, last), np.diff(bounds, prepend=0, append=len(instants)))
 
 
-def _follow(
-    course: np.void, at: Ints, label: Ints, here: slice | Ints, placed: Placed, everything: bool
-) -> None:
+class _Courses:
+    """Their numbers, for some rows: one where it is the same on all of them, else one for each row."""
+
+    def __init__(self, table: NDArray[np.void], number: Ints) -> None:
+        first, last = (int(number.min()), int(number.max())) if len(number) else (0, 0)
+        self._table, self._number = table[first : last + 1], number - first
+
+    def __getitem__(self, name: str) -> Ints:
+        return self._of(self._table[name])
+
+    def factors(self, name: str) -> list[Floats]:
+        """Those of a polynomial; also `rate`, which is one alone."""
+        return [self._of(one) for one in self._table[name].reshape(len(self._table), -1).T]
+
+    def _of(self, column: Numbers) -> Numbers:
+        return column[:1] if (column == column[0]).all() else column.take(self._number)
+
+
+def _keep(courses: _Courses, label: Ints, here: slice | Ints, placed: Placed, everything: bool) -> None:
+    """Where no offset is known, rows stay at their labels."""
+    time, *others = (ints(one) for one in placed[:5])
+    time[here] = label + courses["shift"]
+    if everything:
+        np.frombuffer(placed.status, np.uint8)[here] = courses["status"]
+        for one in others:
+            one[here] = MISSING
+
+
+def _follow(courses: _Courses, at: Ints, here: slice | Ints, placed: Placed, everything: bool) -> None:
     """See `courses.follow`."""
     time, offset, sd, low, high = (ints(one) for one in placed[:5])
-    if everything:
-        np.frombuffer(placed.status, np.uint8)[here] = course["status"]
-    if course["origin"] == MISSING:
-        time[here] = label + course["shift"]
-        if everything:
-            offset[here] = sd[here] = low[here] = high[here] = MISSING
-        return
-    s = (at - course["zero"]) * course["rate"]
-    middle = _value(course["offset"], s)
-    below, above = _line(np.maximum, course["low"], s), _line(np.minimum, course["high"], s)
+    origin = courses["origin"]
+    s = (at - courses["zero"]) * courses.factors("rate")[0]
+    middle = _value(courses.factors("offset"), s)
+    below = _line(np.maximum, courses.factors("low"), s)
+    above = _line(np.minimum, courses.factors("high"), s)
     apart = below > above
     if apart.any():
         below, above = (
             np.where(apart, np.minimum(above, middle), below),
             np.where(apart, np.maximum(below, middle), above),
         )
-    np.maximum(middle, below, out=middle)
-    np.minimum(middle, above, out=middle)
-    found = _rounded(middle)
-    found += course["origin"]
-    time[here] = at - found + course["shift"]
+    middle = np.minimum(np.maximum(middle, below), above)
+    found = _rounded(middle) + origin
+    time[here] = at - found + courses["shift"]
     if everything:
-        spread = np.sqrt(np.maximum(0.0, _value(course["variance"], s)))
+        spread = np.sqrt(np.maximum(0.0, _value(courses.factors("variance"), s)))
         most = np.maximum(middle - below, above - middle) / NORMAL_95
         offset[here] = found
         sd[here] = _rounded(np.minimum(spread, most))
-        low[here] = _bound(np.floor(below), course["origin"])
-        high[here] = _bound(np.ceil(above), course["origin"])
+        low[here] = _bound(np.floor(below), origin)
+        high[here] = _bound(np.ceil(above), origin)
+        np.frombuffer(placed.status, np.uint8)[here] = courses["status"]
 
 
-def _value(powers: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
-    highest = int(np.flatnonzero(powers).max(initial=0))  # those above it add nothing
-    found: NDArray[np.float64] = np.full_like(s, powers[highest])
-    for power in powers[:highest][::-1]:
-        found *= s
-        found += power
+def _value(powers: list[Floats], s: Floats) -> Floats:
+    *lower, found = powers
+    for power in lower[::-1]:
+        found = found * s + power if found.any() else power  # nothing is the most frequent factor
     return found
 
 
-def _line(best: np.ufunc, lines: NDArray[np.float64], s: NDArray[np.float64]) -> NDArray[np.float64]:
+def _line(best: np.ufunc, lines: list[Floats], s: Floats) -> Floats:
     """The better of two lines everywhere."""
-    found: NDArray[np.float64] = lines[1] * s
+    if not any(np.isfinite(one).any() for one in (lines[0], lines[2])) and (lines[0] == lines[2]).all():
+        return lines[0]
+    found: Floats = lines[1] * s
     other = lines[3] * s
     found += lines[0]
     other += lines[2]
@@ -115,14 +133,15 @@ def _line(best: np.ufunc, lines: NDArray[np.float64], s: NDArray[np.float64]) ->
     return found
 
 
-def _rounded(values: NDArray[np.float64]) -> Ints:
+def _rounded(values: Floats) -> Ints:
     """Half up."""
-    up = values + 0.5
-    return np.floor(up, out=up).astype(np.int64)
+    return np.floor(values + 0.5).astype(np.int64)
 
 
-def _bound(bound: NDArray[np.float64], origin: int) -> Ints:
+def _bound(bound: Floats, origin: Ints) -> Ints:
     known = np.isfinite(bound)
+    if known.all():
+        return bound.astype(np.int64) + origin
     return np.where(known, origin + np.where(known, bound, 0.0).astype(np.int64), MISSING)
 
 

@@ -228,8 +228,9 @@ def _without(layout: Bytes, lines: Bytes, ours: bool) -> tuple[Bytes, Flags]:
         given, found, allowed = (one[part].reshape(-1, width) for one in (lines, digits, fits))
         np.subtract(given, np.tile(layout, tiles), out=found)
         np.less_equal(found, np.tile(most, tiles), out=allowed)
-    alike: Flags = np.ones(len(lines), np.bool_) if fits.all() else fits.all(axis=1)
-    return digits, alike
+    if fits.all():
+        return digits, np.ones(len(lines), np.bool_)
+    return digits, np.logical_and.reduce(fits, axis=1)
 
 
 def _words(digits: Bytes, field: slice) -> Iterator[Words]:
