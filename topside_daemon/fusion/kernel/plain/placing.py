@@ -31,50 +31,66 @@ def place(
     at: Column, utc: Column, moved: Column | None, courses: bytearray, placed: Placed, everything: bool
 ) -> int:
     """See `Kernel.place`."""
-    instants, table = ints(at), np.frombuffer(courses, _COURSE)
-    number = _number_of(instants, table["since"])
-    outside = (number < 0) | (instants >= table["until"].take(number, mode="clip"))
-    rows = int(np.argmax(outside)) if outside.any() else len(instants)
-    instants, labels, number = instants[:rows], ints(utc)[:rows], number[:rows]
-    lost = _Courses(table, number)["origin"] == MISSING
+    instants, labels, table = ints(at), ints(utc), np.frombuffer(courses, _COURSE)
+    number, lengths = _stretches(instants, table["since"])
+    rows = _rows_on(instants, number, lengths, table["until"])
+    if rows < len(instants):
+        instants, labels = instants[:rows], labels[:rows]
+        number, lengths = _stretches(instants, table["since"])
+    lost = table["origin"][number] == MISSING
     if lost.all():
-        _keep(_Courses(table, number), labels, slice(rows), placed, everything)
+        _keep(_Courses(table[number], lengths), labels, slice(rows), placed, everything)
     elif not lost.any():
-        _follow(_Courses(table, number), instants, slice(rows), placed, everything)
+        _follow(_Courses(table[number], lengths), instants, slice(rows), placed, everything)
     else:
-        here, there = np.flatnonzero(lost), np.flatnonzero(~lost)
-        _keep(_Courses(table, number[here]), labels[here], here, placed, everything)
-        _follow(_Courses(table, number[there]), instants[there], there, placed, everything)
+        rows_lost = np.repeat(lost, lengths)
+        here, there = np.flatnonzero(rows_lost), np.flatnonzero(~rows_lost)
+        _keep(_Courses(table[number[lost]], lengths[lost]), labels[here], here, placed, everything)
+        _follow(_Courses(table[number[~lost]], lengths[~lost]), instants[there], there, placed, everything)
     if moved is not None:
         ints(placed.time)[:rows] += ints(moved)[:rows]
     return rows
 
 
-def _number_of(instants: Ints, since: Ints) -> Ints:
-    """Which course each instant lies on, as far as that is told by their beginnings; -1 before the first."""
-    if (instants[1:] < instants[:-1]).any():
-        return np.searchsorted(since, instants, "right") - 1
-    first, last = np.searchsorted(since, instants[[0, -1]], "right") if len(instants) else (0, 0)
-    bounds = np.searchsorted(instants, since[first:last], "left")
-    return np.repeat(np.arange(first - 1, last), np.diff(bounds, prepend=0, append=len(instants)))
+def _stretches(instants: Ints, since: Ints) -> tuple[Ints, Ints]:
+    """The numbers of the courses on which instants lie, as far as that is told by where they begin, -1 before
+    the first; and how many instants lie on each before the next."""
+    if (instants[1:] >= instants[:-1]).all():
+        first, last = np.searchsorted(since, instants[[0, -1]], "right") if len(instants) else (0, 0)
+        bounds = np.searchsorted(instants, since[first:last], "left")
+        number, lengths = np.arange(first - 1, last), np.diff(bounds, prepend=0, append=len(instants))
+        return number[lengths > 0], lengths[lengths > 0]
+    each = np.searchsorted(since, instants, "right") - 1
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(each)) + 1))
+    return each[starts], np.diff(starts, append=len(instants))
+
+
+def _rows_on(instants: Ints, number: Ints, lengths: Ints, until: Ints) -> int:
+    """How many rows there are before the first that lies behind the end of its course, or on none."""
+    if not len(instants):
+        return 0
+    ends = np.where(number < 0, instants.min(), until[number])
+    if (np.maximum.reduceat(instants, np.cumsum(lengths) - lengths) < ends).all():
+        return len(instants)
+    return int(np.argmax(instants >= np.repeat(ends, lengths)))
 
 
 class _Courses:
-    """Their numbers, for some rows: one where it is the same on all of them, else one for each row."""
+    """Their numbers, for as many rows as lie on each: one where it is the same on all of them, else one for
+    each row."""
 
-    def __init__(self, table: NDArray[np.void], number: Ints) -> None:
-        first, last = (int(number.min()), int(number.max())) if len(number) else (0, 0)
-        self._table, self._number = table[first : last + 1], number - first
+    def __init__(self, courses: NDArray[np.void], lengths: Ints) -> None:
+        self._courses, self._lengths = courses, lengths
 
     def __getitem__(self, name: str) -> Ints:
-        return self._of(self._table[name])
+        return self._of(self._courses[name])
 
     def factors(self, name: str) -> list[Floats]:
         """Those of a polynomial; also `rate`, which is one alone."""
-        return [self._of(one) for one in self._table[name].reshape(len(self._table), -1).T]
+        return [self._of(one) for one in self._courses[name].reshape(len(self._courses), -1).T]
 
     def _of(self, column: Numbers) -> Numbers:
-        return column[:1] if (column == column[0]).all() else column.take(self._number)
+        return column[:1] if (column == column[:1]).all() else np.repeat(column, self._lengths)
 
 
 def _keep(courses: _Courses, label: Ints, here: slice | Ints, placed: Placed, everything: bool) -> None:

@@ -204,7 +204,7 @@ class _Lines:
             (rows.epoch, self._epoch),
             (rows.span, self._span),
         ):
-            ints(one)[:count] = other[good]
+            other.take(good, out=ints(one)[:count], mode="clip")  # to raise, it would fill a copy first
         at, seq, epoch = ints(rows.at)[:count], ints(rows.seq)[:count], ints(rows.epoch)[:count]
         later = np.where(epoch[1:] == epoch[:-1], at[1:] >= at[:-1], epoch[1:] > epoch[:-1])
         order = ORDERED * bool((later & (seq[1:] > seq[:-1])).all())
