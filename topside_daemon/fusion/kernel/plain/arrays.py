@@ -39,3 +39,16 @@ def pieces(text: Bytes, starts: Ints, width: int) -> Bytes:
     places = max(len(text) - width + 1, 0)
     found = np.ndarray(places, f"V{width}", text, 0, (1,))[starts]  # several times faster than rows of bytes
     return found.view(np.uint8).reshape(len(starts), width)
+
+
+def places_of(byte: int, text: Bytes) -> Ints:
+    """Where a byte is in a text. A rare one is found word by word, several times faster than byte by byte."""
+    found = np.zeros(-(-len(text) // 8) * 8, np.bool_)
+    np.equal(text, byte, out=found[: len(text)])
+    words = found.view("<u8")
+    there = np.flatnonzero(words != 0)
+    bits = words[there]
+    if (bits & bits - np.uint64(1)).any():  # two in a word
+        return np.flatnonzero(found)
+    exponents = (bits.astype(np.float64).view(np.int64) >> 52) - 1023
+    return (there << 3) + (exponents >> 3)

@@ -28,7 +28,7 @@ from topside_daemon.fusion.columns import (
     Odd,
     Rows,
 )
-from topside_daemon.fusion.kernel.plain.arrays import NS, ZERO, Bytes, Flags, Ints, ints, pieces
+from topside_daemon.fusion.kernel.plain.arrays import NS, ZERO, Bytes, Flags, Ints, ints, pieces, places_of
 
 LAYOUTS_MAX = 64  # of lines of one length in one scan; lines beyond them are read one by one
 
@@ -111,7 +111,7 @@ def scan(
         rows.filled(0, ORDERED | RISING | ONE_EPOCH)
         return [], stop, 0
     buffer = np.frombuffer(text, np.uint8)[:stop]
-    ends = np.flatnonzero(buffer[start:] == ord("\n")) + start
+    ends = places_of(ord("\n"), buffer[start:]) + start
     if not len(ends) or ends[-1] + 1 < stop:
         ends = np.append(ends, stop)
     ends = ends[: len(rows.at)]
