@@ -33,7 +33,7 @@ from topside_daemon.fusion.kernel.plain.arrays import NS, ZERO, Bytes, Flags, In
 LAYOUTS_MAX = 64  # of lines of one length in one scan; lines beyond them are read one by one
 
 _HEAD = 17  # bytes of a stamp: YYYY-MM-DDTHH:MM:
-_TILE = 64  # lines that are compared as one: numpy has a price for every stretch it goes over
+_TOGETHER = 512  # lines that are compared at once, while the cache holds them
 _EPOCH_MAX = 2**31 - 1
 _BLANK = b" \t\n\v\f\r"
 _STAMP = rb"0000-00-00T00:00:00\.(?P<micros>000(?:000)?)(?P<zone>Z|\+00:00)"
@@ -218,19 +218,16 @@ def _without(layout: Bytes, lines: Bytes, ours: bool) -> tuple[Bytes, Flags]:
     most = np.where(layout == ZERO, np.uint8(9), np.uint8(0))
     if ours:
         most[-8:] = 255  # the checksum
-    digits, fits = np.empty_like(lines), np.empty(lines.shape, np.bool_)
-    even = len(lines) // _TILE * _TILE
-    for part, width in (
-        (slice(0, even), _TILE * lines.shape[1]),
-        (slice(even, len(lines)), lines.shape[1]),
-    ):
-        tiles = width // lines.shape[1]
-        given, found, allowed = (one[part].reshape(-1, width) for one in (lines, digits, fits))
-        np.subtract(given, np.tile(layout, tiles), out=found)
-        np.less_equal(found, np.tile(most, tiles), out=allowed)
-    if fits.all():
-        return digits, np.ones(len(lines), np.bool_)
-    return digits, np.logical_and.reduce(fits, axis=1)
+    layouts, allowed = (np.tile(one, min(_TOGETHER, len(lines))) for one in (layout, most))
+    digits, alike = np.empty_like(lines), np.ones(len(lines), np.bool_)
+    for first in range(0, len(lines), _TOGETHER):
+        part = slice(first, first + _TOGETHER)
+        given, found = lines[part].reshape(-1), digits[part].reshape(-1)
+        np.subtract(given, layouts[: len(given)], out=found)
+        fits = found <= allowed[: len(given)]
+        if not fits.all():
+            alike[part] = fits.reshape(-1, len(layout)).all(axis=1)
+    return digits, alike
 
 
 def _words(digits: Bytes, field: slice) -> Iterator[Words]:
