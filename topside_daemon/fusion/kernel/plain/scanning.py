@@ -48,7 +48,6 @@ _NUMBERED = re.compile(
 _HEX = np.full(256, 255, np.uint8)
 _HEX[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16, dtype=np.uint8)
 _NO_HEX = np.uint64(0xF0F0F0F0F0F0F0F0)  # where a byte of a word is more than 15
-_NO_NUMBER: Ints = np.array(UNNUMBERED, np.int64)
 
 _PAIRS = tuple(
     (np.uint64(8 * size), np.uint64(mask))
@@ -144,9 +143,8 @@ class _Lines:
 
     def __init__(self, count: int) -> None:
         self.good = np.zeros(count, np.bool_)
-        self._at, self._utc, self._seq, self._epoch, self._span = (
-            np.empty(count, np.int64) for _ in range(5)
-        )
+        self._at, self._utc, self._span = (np.empty(count, np.int64) for _ in range(3))
+        self._seq, self._epoch = (np.full(count, UNNUMBERED) for _ in range(2))
 
     def read(self, lines: Bytes, which: Ints, ours: bool, check: bool) -> None:
         """Lines of one length."""
@@ -173,11 +171,12 @@ class _Lines:
         good &= _zero(digits, layout.zone)
         may_be_whole = layout.exponent | _zero(digits, layout.decimals)
         flags = layout.columns << FLAGS_SHIFT | layout.length
-        at, seq, epoch = utc, _NO_NUMBER, _NO_NUMBER
+        at = utc
         if ours:
             at, seq, epoch = (_number(digits, one) for one in (layout.mono, layout.seq, layout.epoch))
             good &= (epoch <= _EPOCH_MAX) & _checksums(lines, check)
-        self._at[which], self._utc[which], self._seq[which], self._epoch[which] = at, utc, seq, epoch
+            self._seq[which], self._epoch[which] = seq, epoch
+        self._at[which], self._utc[which] = at, utc
         self._span[which] = np.where(may_be_whole, flags | MAY_BE_WHOLE << FLAGS_SHIFT, flags)
         self.good[which] = good
 
