@@ -6,6 +6,7 @@ What is passed in and out is described in `columns`. `python -m topside_daemon.f
 
 import hashlib
 import importlib
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -182,6 +183,8 @@ def choose_kernel(name: KernelName | None = None) -> Kernel:
         raise ImportError(
             f"no compiled kernel: python -m {__name__}.build makes one, if there is a C compiler"
         )
+    # numpy starts a thread on every core for linear algebra, of which there is none here
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         plain = importlib.import_module("topside_daemon.fusion.kernel.plain")
     except ModuleNotFoundError:

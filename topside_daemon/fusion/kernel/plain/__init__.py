@@ -13,7 +13,7 @@ from topside_daemon.fusion.columns import (
     Tally,
 )
 from topside_daemon.fusion.kernel import KernelName
-from topside_daemon.fusion.kernel.plain.arrays import ints
+from topside_daemon.fusion.kernel.plain.arrays import Ints, ints
 from topside_daemon.fusion.kernel.plain.pairing import Matcher
 from topside_daemon.fusion.kernel.plain.placing import count, place
 from topside_daemon.fusion.kernel.plain.scanning import scan
@@ -48,10 +48,10 @@ class Plain:
 
     def tally_intervals(self, values: Column, before: int, tally: Tally) -> int:
         numbers = ints(values)
-        intervals = np.diff(numbers) if before == MISSING else np.diff(numbers, prepend=before)
-        forward = intervals >= 0
-        count(intervals[forward], tally)
-        return int(len(intervals) - forward.sum())
+        intervals = _intervals(numbers, before)
+        backward = int(np.count_nonzero(intervals < 0))
+        count(intervals[intervals >= 0] if backward else intervals, tally)
+        return backward
 
     def ends(self, values: Column) -> tuple[int, int]:
         numbers = ints(values)
@@ -65,8 +65,7 @@ class Plain:
         np.add(ints(values), by, out=ints(into))
 
     def outliers(self, values: Column, before: int, least: int, most: int) -> list[int]:
-        numbers = ints(values)
-        intervals = np.diff(numbers) if before == MISSING else np.diff(numbers, prepend=before)
+        intervals = _intervals(ints(values), before)
         found = np.flatnonzero((intervals < least) | (intervals > most)) + (before == MISSING)
         return found.tolist()
 
@@ -75,3 +74,9 @@ class Plain:
 
     def loom(self, options: Options) -> Loom:
         return Loom(options)
+
+
+def _intervals(values: Ints, before: int) -> Ints:
+    """Between neighbours; the first from *before*, unless it is MISSING."""
+    intervals = values[1:] - values[:-1]
+    return intervals if before == MISSING else np.concatenate((values[:1] - before, intervals))

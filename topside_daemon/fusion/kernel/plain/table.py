@@ -1,18 +1,17 @@
-"""Rows become text, side by side in fields of one width."""
+"""Rows become lines of the table."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from math import inf, isfinite
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 
 from topside_daemon.fusion.columns import (
     LENGTH_MAX,
     MISSING,
     OFFSET_SHIFT,
     STATUSES_MAX,
-    Column,
     Cursor,
     Options,
     Placed,
@@ -20,17 +19,19 @@ from topside_daemon.fusion.columns import (
     Tally,
     Totals,
 )
-from topside_daemon.fusion.kernel.plain.arrays import NS, ZERO, Bytes, Flags, Ints, ints, marked
+from topside_daemon.fusion.kernel.plain.arrays import ZERO, Bytes, Ints, ints, marked, pieces
+from topside_daemon.fusion.kernel.plain.page import Page, texts_of
 from topside_daemon.fusion.kernel.plain.placing import count
+
+Numbers = TypeVar("Numbers", Ints, NDArray[np.uint8])
 
 
 class Loom:
-    """See `Kernel.loom`. Rows are laid side by side in fields of one width, padded with zero bytes, which are
-    taken out at the end."""
+    """See `Kernel.loom`."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._names = _texts([name.encode("ascii") for name in options.statuses])
+        self._names = [name.encode("ascii") for name in options.statuses]
 
     def weave(
         self,
@@ -88,7 +89,9 @@ class Loom:
         tally: Tally,
     ) -> None:
         paired = partner >= 0
-        apart = np.abs(time[paired] - deck[partner[paired]])
+        apart = time[paired]
+        apart -= deck.take(partner[paired])
+        np.abs(apart, out=apart)
         count(apart, tally)
         lone, next_ = time[~paired], behind[~paired]
         before = np.full(len(lone), before_ns)
@@ -107,49 +110,49 @@ class Loom:
 
     def _lines(self, plan: "_Plan", under: "_Columns", placed: Placed, deck: "_Columns") -> bytes:
         i, j = plan.inwater, plan.surface
-        in_, su = i >= 0, j >= 0
-        both = in_ & su
-        deck_time = deck.time[j] if len(deck.time) else np.zeros(len(j), np.int64)
-        under_time = under.time[i] if len(under.time) else np.zeros(len(i), np.int64)
-        apart = np.where(both, under_time - deck_time, MISSING)
-        offset, sd, low, high = (_chosen(one, i) for one in placed[1:5])
-        status = np.frombuffer(placed.status, np.uint8)
-        fields = [
-            _utc(np.where(in_, under_time, deck_time)),
-            under.columns(i),
-            deck.columns(j),
-            _COMMA,
-            _only(_utc(deck_time), both),
-            _COMMA,
-            _signed(np.where(both, (apart + 500_000) // 1_000_000, MISSING)),
-            _COMMA,
-            _WORDS[plan.words],
-            _COMMA,
-            _signed(_numbers(under.seq, i)),
-            _COMMA,
-            _signed(_numbers(deck.seq, j)),
-            _COMMA,
-            under.labels(i),
-            _COMMA,
-            _milliseconds(offset),
-            _COMMA,
-            _milliseconds(sd),
-            _COMMA,
-            _milliseconds(apart),
-            _COMMA,
-            _only(self._names[status[i]] if len(status) else self._names[np.zeros(len(i), int)], in_),
-            _COMMA,
-            _milliseconds(low),
-            _COMMA,
-            _milliseconds(high),
-        ]
+        no_inwater, no_surface = np.flatnonzero(i < 0), np.flatnonzero(j < 0)
+        lone = np.concatenate((no_inwater, no_surface))
+        time, used = _taken(under.time, i), _taken(deck.time, j)
+        apart = time - used
+        apart[lone] = MISSING
+        time[no_inwater] = used[no_inwater]
+        used[no_surface] = time[no_surface]
+        offset, sd, low, high = (_chosen(ints(one), i, no_inwater) for one in placed[1:5])
+        page = Page(len(i))
+        page.utc(time)
+        page.add(under.columns(i, no_inwater), deck.columns(j, no_surface), _COMMA)
+        page.utc(used, but=lone)
+        page.same(b",")
+        page.whole(_nearest_millisecond(apart))
+        page.same(b",")
+        page.named(_WORDS, plan.words)
+        page.same(b",")
+        page.whole(_numbers(under.seq, i, no_inwater))
+        page.same(b",")
+        page.whole(_numbers(deck.seq, j, no_surface))
+        page.same(b",")
+        page.add(*under.labels(i), but=no_inwater)
+        for one in (offset, sd, apart):
+            page.same(b",")
+            page.milliseconds(one)
+        page.same(b",")
+        page.named(self._names, _taken(np.frombuffer(placed.status, np.uint8), i), but=no_inwater)
+        for one in (low, high):
+            page.same(b",")
+            page.milliseconds(one)
         if self._options.percent:
-            wanted = both & (plan.words == _FRESH) if self._options.held else both
-            fields += [_COMMA, _percent(under, i, deck, j, wanted)]
-        fields.append(_NEWLINE)
-        rows = len(i)
-        wide = [np.broadcast_to(one, (rows, one.shape[1])) for one in fields]
-        return np.concatenate(wide, axis=1).tobytes().translate(None, b"\0")
+            page.same(b",")
+            page.add(self._percent(plan, under, deck, lone))
+        page.same(b"\n")
+        return page.text()
+
+    def _percent(self, plan: "_Plan", under: "_Columns", deck: "_Columns", lone: Ints) -> Bytes:
+        wanted = plan.words == _FRESH if self._options.held else np.ones(len(plan.words), np.bool_)
+        wanted[lone] = False
+        texts = [b""] * len(wanted)
+        for row in np.flatnonzero(wanted).tolist():
+            texts[row] = percent_of(under.text(plan.inwater[row]), deck.text(plan.surface[row]))
+        return texts_of(texts)
 
 
 TOGETHER = 4096  # rows that are laid side by side at once
@@ -157,21 +160,9 @@ _LATEST_NS = (1 << 63) - 1
 _FRESH, _STALE, _MISSING, _NO_WORD = range(4)
 
 
-def _texts(texts: Iterable[bytes]) -> Bytes:
-    """One below the other, padded."""
-    known = list(texts)
-    width = max(map(len, known))
-    return np.frombuffer(b"".join(one.ljust(width, b"\0") for one in known), np.uint8).reshape(
-        len(known), width
-    )
-
-
-_WORDS = _texts([b"fresh", b"stale", b"missing", b""])
-_COMMA, _NEWLINE = _texts([b","]), _texts([b"\n"])
-_NOTHING = _texts([b",,,,,"])
-_TWO = _texts(b"%02d" % n for n in range(100))
-_THREE = _texts(b"%03d" % n for n in range(1000))
-_ZONE = _texts([b"+00:00"])
+_WORDS = (b"fresh", b"stale", b"missing", b"")
+_COMMA, _ZONE = texts_of([b","]), texts_of([b"+00:00"])
+_NOTHING = texts_of([b",,,,,"])
 
 
 class _Plan(NamedTuple):
@@ -205,47 +196,42 @@ class _Columns:
     def __init__(self, side: Side) -> None:
         self.time, self.seq = ints(side.time), ints(side.seq)
         span = ints(side.span)
+        self._text = np.frombuffer(side.text, np.uint8)
         self._start = (span >> OFFSET_SHIFT) - side.text_from
         self._length = span & LENGTH_MAX
-        room = np.zeros(int(self._length.max(initial=0)) + _LABEL, np.uint8)
-        self._text = np.concatenate((np.frombuffer(side.text, np.uint8), room))
-        millis = np.isin(self._text[self._start + 23], _ENDS)
-        self._millis = millis
-        self._stamp = np.where(millis, 24, 27)
-        self._stamp += 5 * (self._text[self._start + self._stamp - 1] != ord("Z"))
+        ends = self._text.take(self._start + 23)
+        self._millis = (ends == ord("Z")) | (ends == ord("+"))
+        self._stamp = np.where(self._millis, 24, 27)
+        self._stamp += 5 * (self._text.take(self._start + self._stamp - 1) != ord("Z"))
 
     def text(self, row: int) -> bytes:
         start = self._start[row]
         return self._text[start : start + self._length[row]].tobytes()
 
-    def columns(self, rows: Ints) -> Bytes:
-        """ ",sensor_id,mode,value,TempC,Vin" of rows; where there is none, five empty columns."""
-        there = rows >= 0
-        if not there.any():
-            return np.repeat(_NOTHING, len(rows), axis=0)
-        start, length = (
-            self._start[rows] + self._stamp[rows],
-            np.where(there, self._length[rows] - self._stamp[rows], 0),
-        )
+    def columns(self, rows: Ints, none: Ints) -> Bytes:
+        """ ",sensor_id,mode,value,TempC,Vin" of rows; where there is *none*, five empty columns."""
+        if len(none) == len(rows):
+            return _NOTHING
+        stamp = self._stamp.take(rows)
+        length = self._length.take(rows) - stamp
+        length[none] = 0
         width = max(5, int(length.max()))
-        found: Bytes = sliding_window_view(self._text, width)[start]
-        found[np.arange(width) >= length[:, None]] = 0
-        found[~there, :5] = _NOTHING
+        found = pieces(self._text, self._start.take(rows) + stamp, width)
+        short = np.flatnonzero(length < width)
+        found[short] *= np.arange(width) < length[short, None]
+        found[none, :5] = _NOTHING
         return found
 
-    def labels(self, rows: Ints) -> Bytes:
+    def labels(self, rows: Ints) -> tuple[Bytes, ...]:
         """The rows' own stamps with microseconds, digit by digit as they were recorded."""
-        there = rows >= 0
-        if not there.any():
-            return np.zeros((len(rows), 1), np.uint8)
-        found = sliding_window_view(self._text, _LABEL)[self._start[rows]]
-        found[self._millis[rows], 23:26] = ZERO
-        found[:, 26:] = _ZONE
-        return _only(found, there)
+        if not len(self.time):
+            return ()
+        found = pieces(self._text, self._start.take(rows), _LABEL)
+        found[self._millis.take(rows), 23:] = ZERO
+        return found, _ZONE
 
 
-_LABEL = 32  # bytes of a stamp with microseconds
-_ENDS = np.frombuffer(b"Z+", np.uint8)
+_LABEL = 26  # bytes of a stamp with microseconds, without its zone
 
 
 def _partners(inwater: Side, surface: Side, cursor: Cursor) -> Ints:
@@ -260,74 +246,26 @@ def _partners(inwater: Side, surface: Side, cursor: Cursor) -> Ints:
     return found
 
 
-def _chosen(values: Column, rows: Ints) -> Ints:
-    known = ints(values)
-    return np.where(rows >= 0, known[rows], MISSING) if len(known) else np.full(len(rows), MISSING)
+def _taken(values: Numbers, rows: Ints) -> Numbers:
+    """Values of rows; where there is no row, any."""
+    return values.take(rows) if len(values) else np.zeros(len(rows), values.dtype)
 
 
-def _numbers(seq: Ints, rows: Ints) -> Ints:
-    found = np.where(rows >= 0, seq[rows], MISSING) if len(seq) else np.full(len(rows), MISSING)
-    return np.where(found >= 0, found, MISSING)
-
-
-def _only(field: Bytes, where: Flags) -> Bytes:
-    return field * where[:, None]
-
-
-def _utc(ns: Ints) -> Bytes:
-    """As format_utc of common/rows.py."""
-    second, rest = np.divmod(ns, NS)
-    day, of_day = np.divmod(second, 86_400)
-    days, which = np.unique(day, return_inverse=True)
-    dates = _texts(b"%sT" % str(np.datetime64(one, "D")).encode("ascii") for one in days.tolist())
-    colon, point = (np.full((len(ns), 1), ord(one), np.uint8) for one in ":.")
-    hour, minute = of_day // 3600, of_day // 60 % 60
-    micros = rest // 1000
-    clock = [_TWO[hour], colon, _TWO[minute], colon, _TWO[of_day % 60], point]
-    return np.concatenate(
-        [
-            dates[which],
-            *clock,
-            _THREE[micros // 1000],
-            _THREE[micros % 1000],
-            np.broadcast_to(_ZONE, (len(ns), 6)),
-        ],
-        axis=1,
-    )
-
-
-def _decimal(values: Ints) -> Bytes:
-    """Whole numbers that are not negative."""
-    width = -(-len(str(int(values.max(initial=0)))) // 3) * 3
-    found = np.concatenate([_THREE[values // 10**power % 1000] for power in range(width - 3, -1, -3)], axis=1)
-    for place in range(width - 1):
-        found[values < 10 ** (width - 1 - place), place] = 0
+def _chosen(values: Ints, rows: Ints, none: Ints) -> Ints:
+    """Values of rows; where there is none they are missing."""
+    found = _taken(values, rows)
+    found[none] = MISSING
     return found
 
 
-def _signed(values: Ints) -> Bytes:
-    """Whole numbers, nothing where they are missing."""
-    known = values != MISSING
-    shown = np.where(known, values, 0)
-    minus = np.where(shown < 0, np.uint8(ord("-")), np.uint8(0))[:, None]
-    return _only(np.concatenate([minus, _decimal(np.abs(shown))], axis=1), known)
+def _numbers(seq: Ints, rows: Ints, none: Ints) -> Ints:
+    found = _chosen(seq, rows, none)
+    found[found < 0] = MISSING
+    return found
 
 
-def _milliseconds(ns: Ints) -> Bytes:
-    """Milliseconds with three decimals, rounded half up; nothing where they are missing."""
-    known = ns != MISSING
-    us = (np.where(known, ns, 0) + 500) // 1000
-    minus = np.where(us < 0, np.uint8(ord("-")), np.uint8(0))[:, None]
-    whole, rest = np.divmod(np.abs(us), 1000)
-    point = np.full((len(ns), 1), ord("."), np.uint8)
-    return _only(np.concatenate([minus, _decimal(whole), point, _THREE[rest]], axis=1), known)
-
-
-def _percent(under: _Columns, i: Ints, deck: _Columns, j: Ints, wanted: Flags) -> Bytes:
-    texts = [b""] * len(i)
-    for row in np.flatnonzero(wanted).tolist():
-        texts[row] = percent_of(under.text(i[row]), deck.text(j[row]))
-    return _texts(texts)
+def _nearest_millisecond(ns: Ints) -> Ints:
+    return np.where(ns == MISSING, ns, (ns + 500_000) // 1_000_000)
 
 
 def percent_of(inwater: bytes, surface: bytes) -> bytes:
