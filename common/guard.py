@@ -90,7 +90,7 @@ class Guard:
         origins: Sequence[str] = (),
     ) -> None:
         self._keyring = keyring if security == "paired" else None
-        # Old clients ask for blueos.local and the like; a name that its owner lets point elsewhere gains nothing
+        # Old clients ask for blueos.local and the like; who lets such a name point elsewhere gains nothing
         # where a token is asked for, nor where all is open.
         self._networked = security != "local"
         self._clock = clock

@@ -258,7 +258,7 @@ def test_rows_beyond_the_courses_are_told() -> None:
         assert kernel.place(instants, instants, None, table, Placed.room(4), True) == 2
 
 
-VALUES = st.lists(st.integers(0, 2**62) | st.integers(0, 5000) | st.just(MISSING), max_size=50)
+VALUES = st.lists(st.integers(0, 2**56) | st.integers(0, 5000) | st.just(MISSING), max_size=50)
 
 
 @settings(deadline=None)

@@ -151,11 +151,12 @@ class Pi:
         trace = aiohttp.TraceConfig()
         trace.on_request_headers_sent.append(self._leaves)
         # Whoever answers there may not be the Pi: what comes is taken as it is, and not without end.
-        plain = {"auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
-        self._http = aiohttp.ClientSession(timeout=timeout, **plain)
+        plain = {"Accept-Encoding": "identity"}
+        self._http = aiohttp.ClientSession(timeout=timeout, headers=plain, auto_decompress=False)
         self._timed_http = aiohttp.ClientSession(
-            **plain,
             timeout=timeout,
+            headers=plain,
+            auto_decompress=False,
             connector=aiohttp.TCPConnector(limit=1, keepalive_timeout=WARM_S),
             trace_configs=[trace],
         )
