@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from common.files import fsync_folder
-from common.messages import Reading
+from common.messages import Event, Reading, to_json
 from common.rows import OLD_HEADER, format_utc, parse_utc
 from tests.sim import MS, UTC_0, Machine, S, SimSession, draw_reboots, draw_session, old_row, write_stream
 from tests.sim.cockpit import KINDS
 from tests.sim.dives import Plan, draw_dive, fast_start
 from tests.sim.table import format_row, kernels
 from topside_daemon.fusion.command import main
-from topside_daemon.fusion.fuse import fuse_session
+from topside_daemon.fusion.fuse import fuse_session, last_report
 from topside_daemon.fusion.readers import read_session
 from topside_daemon.fusion.sorting import RUN_BLOCKS
 from topside_daemon.fusion.stream import FusedRow
@@ -322,6 +322,20 @@ def test_rows_of_one_label_stay_in_the_order_of_arrival(tmp_path: Path) -> None:
         fuse_session(tmp_path, kernel=kernel)
         told = [float(row["inwater_value"]) for row in fused(tmp_path)]
         assert told[boundary - 2 : boundary + 2] == [n + 0.5 for n in range(boundary - 2, boundary + 2)]
+
+
+def test_what_the_wall_clock_did_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each machine, from the events of its stream; the rest of them is no part of a fusion."""
+    folder = draw_session(3, duration_s=5).write(tmp_path / "s")
+    events = folder / "in-water_11111111" / "events.jsonl"
+    step = Event("clock_step", 1, UTC_0, "the wall clock was set by +3600.000000 s")
+    events.write_bytes(to_json(step) + b"\n" + to_json(Event("gap", 2, UTC_0, "no reading")) + b"\n")
+    assert main([str(folder)]) == 0
+    assert f"{format_utc(UTC_0)[:19]} the wall clock was set by +3600.000000 s" in capsys.readouterr().out
+    with events.open("ab") as file:
+        file.write(to_json(Event("resumed", 3, UTC_0, "")) + b"\n")
+    report = last_report(folder)
+    assert report is not None and report.inwater.clock_events == [step]
 
 
 def test_polled_readings_among_others_have_no_pace(tmp_path: Path) -> None:

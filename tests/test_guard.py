@@ -242,9 +242,10 @@ def test_too_much_is_sent_away(tmp_path: Path) -> None:
             one.close()
         pi.wait_for(lambda: pi.get("/health")[0] == 200)
         head = b"POST /record/stop HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-        assert b" 413 " in raw_call(pi, head + b"Content-Length: 99999\r\n\r\n" + b"x" * 99_999)
+        large = head + b"Content-Length: 99999\r\n\r\n" + b"x" * 99_999
         packed = head + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"
-        assert b" 415 " in raw_call(pi, packed)
+        for request, code in ((large, b" 413 "), (packed, b" 415 ")):  # once the flood is forgotten
+            pi.wait_for(lambda request=request, code=code: code in raw_call(pi, request))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from common.files import read_json, read_lines
 from common.manifest import MANIFEST, SINCE
-from common.messages import Epoch, Marker, Reading, to_json
+from common.messages import Epoch, Event, Marker, Reading, to_json
 from topside_daemon.fusion.cockpit import METADATA_FILE, Metadata, read_metadata, with_measured
 from topside_daemon.fusion.columns import INWATER, SURFACE, UNNUMBERED
 from topside_daemon.fusion.comparisons import EXCHANGES_FILE, Comparisons
@@ -39,7 +39,9 @@ from topside_daemon.fusion.timeline import ANCHOR_ROWS, Beginning
 
 SESSION_FILE = "session.json"
 MARKERS_FILE = "markers.jsonl"
-BESIDE_CHUNKS = (SESSION_FILE, MARKERS_FILE, MANIFEST, SINCE)
+EVENTS_FILE = "events.jsonl"
+CLOCK_EVENTS = ("clock_step", "clock_slew", "suspended")  # those of its events that a fusion tells of
+BESIDE_CHUNKS = (SESSION_FILE, MARKERS_FILE, EVENTS_FILE, MANIFEST, SINCE)
 BLOCK_ROWS = 16_384  # of rows that had to be sorted
 ABSENT_SHOWN = 5  # chunks that are not there, by name
 
@@ -55,6 +57,7 @@ class Stream(Struct):
     index: unnumbered rows first, in the order of arrival, their epoch the piece of their clock (see
     `ladder`); then numbered ones, in the order of their clock. sensor: its configuration as it was recorded.
     markers: how many marker rows were; marked: those with a name, the fullest record of each first.
+    clock_events: what its machine's wall clock did; no row and no fit hangs on it.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Stream(Struct):
     rejects: list[Reject] = []
     unnumbered: int = 0
     sensor: dict[str, Any] | None = None
+    clock_events: list[Event] = []
 
     def readings(self) -> Iterator[Reading]:
         """All of it, one by one; slow."""
@@ -257,6 +261,7 @@ class _StreamReader:
             torn=intake.torn,
             rejects=intake.rejects,
             unnumbered=intake.labelled.rows,
+            clock_events=_clock_events(folder),
         )
         self.notes += [f"{name} is not as it was sealed: every row was checked" for name in texts.changed]
         self.notes += [
@@ -378,9 +383,17 @@ def _beside(path: Path, folders: Sequence[Path | None], labelled: bool) -> list[
 
 
 def _input(file: Path, root: Path) -> Input:
-    recorded = file.name == SESSION_FILE
-    content = to_json(_read_record(file.parent, [])) if recorded else file.read_bytes()
+    if file.name == SESSION_FILE:
+        content = to_json(_read_record(file.parent, []))
+    elif file.name == EVENTS_FILE:
+        content = to_json(_clock_events(file.parent))
+    else:
+        content = file.read_bytes()
     return Input.of(shown(file.relative_to(root).as_posix()), content)
+
+
+def _clock_events(folder: Path) -> list[Event]:
+    return [one for one in read_lines(folder / EVENTS_FILE, Event) if one.kind in CLOCK_EVENTS]
 
 
 class _Record(Struct):

@@ -6,7 +6,7 @@ from typing import NamedTuple, get_args
 from msgspec import Struct
 
 from common import VERSION
-from common.messages import Epoch
+from common.messages import Epoch, Event
 from common.rows import format_utc
 from topside_daemon.fusion.axis import Axis
 from topside_daemon.fusion.clockmodel import Estimate
@@ -42,7 +42,7 @@ class SensorReport(Struct, frozen=True):
     surface in mode inwater); missing: numbers given out and not
     here; unnumbered: rows of the old recorders that were read.
 
-    latency and dejitter: see `Side`.
+    clock_events: what the wall clock of its machine did. latency and dejitter: see `Side`.
     """
 
     name: str
@@ -54,6 +54,7 @@ class SensorReport(Struct, frozen=True):
     duplicates: int
     torn: int
     missing: int
+    clock_events: list[Event]
     latency: Latency
     dejitter: Smoothed | None
 
@@ -195,6 +196,7 @@ def _sensor(stream: Stream, paired: int | None, side: Side) -> SensorReport:
         duplicates=stream.duplicates,
         torn=stream.torn,
         missing=stream.missing,
+        clock_events=stream.clock_events,
         latency=side.latency,
         dejitter=side.smoothed,
     )
@@ -244,6 +246,7 @@ def _sensor_lines(label: str, sensor: SensorReport) -> list[str]:
         f"{sensor.missing} missing, {sensor.duplicates} duplicates, {sensor.torn} torn at the open end",
         f"    instants {sensor.latency.total_ns / 1e6:.3f} ms before their stamps: {sensor.latency.reason}",
     ]
+    lines += [f"    {format_utc(event.utc_ns)[:19]} {event.detail}" for event in sensor.clock_events]
     if sensor.dejitter is not None:
         done = sensor.dejitter
         if done.runs:
