@@ -263,7 +263,7 @@ def look_at_folder(
     holders = [one for one in lockers_of(str(folder)) if one not in own]
     if running and not own:
         holders = []
-    yield check_folder(folder, folder.is_dir(), _try_folder(folder), holders)
+    yield check_folder(folder, os.access(folder, os.F_OK), _try_folder(folder), holders)
     with suppress(OSError):
         usage = shutil.disk_usage(_nearest(folder))
         yield check_room(usage.free, usage.total, least_mb)
@@ -271,7 +271,9 @@ def look_at_folder(
 
 def _nearest(folder: Path) -> Path:
     """The folder itself, or what it would be made in."""
-    return next((one for one in (folder.absolute(), *folder.absolute().parents) if one.exists()), Path("/"))
+    return next(
+        (one for one in (folder.absolute(), *folder.absolute().parents) if os.access(one, os.F_OK)), Path("/")
+    )
 
 
 def _try_folder(folder: Path) -> OSError | None:

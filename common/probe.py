@@ -31,7 +31,7 @@ ENOUGH = 4  # readings of an unbroken run make a rate
 UNHEARD = 1
 EXIT_USAGE = 2
 _CLOSED = ("port missing", "port denied", "port busy")
-_DAEMON = re.compile(r" -m (pi|topside)_daemon(?! .*\b(doctor|probe)\b)(?= |$)")
+_DAEMON = re.compile(r" -m (pi|topside)_daemon(?!.* (doctor|probe)( |$))(?= |$)")
 _NO_PORT = ("Inappropriate ioctl", "Not a tty", "Is a directory", "Not a directory")
 
 

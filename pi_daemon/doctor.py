@@ -6,6 +6,7 @@ from typing import Any
 
 from common.clock import Clock, SystemClock
 from common.doctor import (
+    USER,
     Finding,
     Findings,
     Listening,
@@ -23,7 +24,7 @@ from common.doctor import (
 )
 from common.files import read_json, why
 from common.holders import Program, lockers_of
-from common.keys import Keyring
+from common.keys import KEYS, Keyring
 from common.recording import StreamRecord
 from common.recovery import chunk_files, scan
 from common.service import ConfigError, read_config, split_address
@@ -68,10 +69,10 @@ async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
 
 def look_at_files(data: Path, clock: Clock) -> Finding:
     """The sensor of a daemon that may not be asked, by what it writes: the files are this machine's own."""
-    if not data.is_dir() or not lockers_of(str(data)):
-        cure = f"give its --data, or {ASK_TOPSIDE}"
-        return Finding("warn", "sensor", f"{NOT_TOLD}, and {data} is not its folder: {cure}")
     try:
+        if not _is_held(data):
+            cure = f"give its --data; {ASK_TOPSIDE}"
+            return Finding("warn", "sensor", f"{NOT_TOLD}, and {data} is not its folder: {cure}")
         recording = _open_recording(data)
         if recording is None:
             return Finding("warn", "sensor", f"{NOT_TOLD}; nothing is being recorded: {ASK_TOPSIDE}")
@@ -79,6 +80,14 @@ def look_at_files(data: Path, clock: Clock) -> Finding:
     except (OSError, ValueError) as trouble:
         reason = why(trouble) if isinstance(trouble, OSError) else str(trouble)
         return Finding("warn", "sensor", f"{NOT_TOLD}, and {data} cannot be read ({reason}): {ASK_TOPSIDE}")
+
+
+def _is_held(data: Path) -> bool:
+    try:
+        data.stat()  # a folder that this user may not see is another thing than none
+    except FileNotFoundError:
+        return False
+    return bool(lockers_of(str(data)))
 
 
 def _open_recording(data: Path) -> Path | None:
@@ -108,14 +117,28 @@ def check_recording(path: Path, rows: int, grew_ns: int, now_ns: int) -> Finding
 
 def check_config(config: Config) -> Iterator[Finding]:
     """What the configuration and the keys tell."""
-    keyring = Keyring(Path(config.data), SystemClock())
-    partners = [one.name for one in keyring.partners] if config.security == "paired" else []
-    yield check_security(config.security, config.http, partners)
+    if config.security == "paired" and _is_hidden(Path(config.data) / KEYS / "partners.json"):
+        text = f"paired; with whom, this user may not read: ask again with `sudo -u {USER}`"
+        yield Finding("warn", "security", text)
+    else:
+        keyring = Keyring(Path(config.data), SystemClock())
+        partners = [one.name for one in keyring.partners] if config.security == "paired" else []
+        yield check_security(config.security, config.http, partners)
     if config.security == "paired":
         yield from check_reach(config.http, config.bus)
     if config.simulation.active:
         text = "the clock is wrong on purpose: take [simulation] out of the configuration"
         yield Finding("warn", "simulation", text)
+
+
+def _is_hidden(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 async def _running(http: str) -> Running | None:

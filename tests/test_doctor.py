@@ -395,11 +395,31 @@ def test_a_paired_pi_that_records_is_told_by_its_files(tmp_path: Path) -> None:
         )
         elsewhere = doctor("pi", [*pi.command()[3:], "--data", str(tmp_path)])
         assert f"{tmp_path} is not its folder: give its --data" in elsewhere["sensor"]
+        assert (
+            "is not its folder"
+            in doctor("pi", [*pi.command()[3:], "--data", str(tmp_path / "none")])["sensor"]
+        )
     chunk = tmp_path / "pi" / "dive-1" / "chunk_00000.tmp"
     quiet = pi_daemon.doctor.check_recording(chunk, 7, 0, 60_000_000_000)
     assert (
         quiet.level == "warn" and "7 rows in dive-1/chunk_00000.tmp, the last 60 s ago: check" in quiet.detail
     )
+
+
+def test_a_folder_that_this_user_may_not_see_is_told(tmp_path: Path) -> None:
+    """Of a paired daemon of another user: nothing is made up, and who can tell is named."""
+    nobody = as_nobody()
+    with ExitStack() as stack:
+        pi = PiDaemon(tmp_path / "pi", security="paired")
+        pi.health = "/health"
+        stack.enter_context(pi)
+        introduce(pi.data, tmp_path / "data", f"http://127.0.0.1:{pi.http}")
+        tmp_path.chmod(0o700)
+        hidden = called("pi", pi.command()[3:], nobody)
+        assert f"{pi.data} cannot be read (no permission" in hidden["sensor"]
+        assert hidden["sensor"].endswith("`python -m topside_daemon doctor` on the topside shows the sensor")
+        assert hidden["security"].startswith("warn security: paired; with whom, this user may not read: ask")
+        assert hidden["data"].startswith("FAIL data: ") and "no permission" in hidden["data"]
 
 
 def test_a_running_topside_is_asked_about_what_the_command_line_lacks(tmp_path: Path) -> None:
