@@ -22,7 +22,7 @@ from common.doctor import (
     own_programs,
     own_url,
 )
-from common.files import read_json, why
+from common.files import read_json
 from common.holders import Program, lockers_of
 from common.keys import KEYS, Keyring
 from common.recording import StreamRecord
@@ -78,7 +78,7 @@ def look_at_files(data: Path, clock: Clock) -> Finding:
             return Finding("warn", "sensor", f"{NOT_TOLD}; nothing is being recorded: {ASK_TOPSIDE}")
         return check_recording(*_newest_chunk(recording), clock.utc_ns())
     except (OSError, ValueError) as trouble:
-        reason = why(trouble) if isinstance(trouble, OSError) else str(trouble)
+        reason = trouble.strerror if isinstance(trouble, OSError) else str(trouble)
         return Finding("warn", "sensor", f"{NOT_TOLD}, and {data} cannot be read ({reason}): {ASK_TOPSIDE}")
 
 
@@ -112,7 +112,7 @@ def check_recording(path: Path, rows: int, grew_ns: int, now_ns: int) -> Finding
     found = f"{NOT_TOLD}; it is recording, {rows} rows in {where}, the last {age_s:.0f} s ago"
     if age_s < QUIET_S and rows:
         return Finding("ok", "sensor", found)
-    return Finding("warn", "sensor", f"{found}: check cable and power; {ASK_TOPSIDE}")
+    return Finding("warn", "sensor", f"{found}: check cable, power and disk; {ASK_TOPSIDE}")
 
 
 def check_config(config: Config) -> Iterator[Finding]:

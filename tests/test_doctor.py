@@ -416,7 +416,7 @@ def test_a_folder_that_this_user_may_not_see_is_told(tmp_path: Path) -> None:
         introduce(pi.data, tmp_path / "data", f"http://127.0.0.1:{pi.http}")
         tmp_path.chmod(0o700)
         hidden = called("pi", pi.command()[3:], nobody)
-        assert f"{pi.data} cannot be read (no permission" in hidden["sensor"]
+        assert f"{pi.data} cannot be read (Permission denied): " in hidden["sensor"]
         assert hidden["sensor"].endswith("`python -m topside_daemon doctor` on the topside shows the sensor")
         assert hidden["security"].startswith("warn security: paired; with whom, this user may not read: ask")
         assert hidden["data"].startswith("FAIL data: ") and "no permission" in hidden["data"]
