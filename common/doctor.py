@@ -31,7 +31,7 @@ from common.guard import Security, is_loopback
 from common.holders import Program, listeners_on, lockers_of, named
 from common.instrument import SerialSettings
 from common.messages import UNDECODABLE
-from common.probe import Probed, add_probe_flags, probe
+from common.probe import Probed, add_probe_flags, daemons_on, probe
 from common.room import is_low
 from common.sensor import FLOWING
 from common.service import split_address
@@ -214,10 +214,10 @@ def check_heard(told: Probed, baud: int) -> Finding:
             "ok", "sensor", f"heard on {told.port} at {told.baud} baud, {told.state}: {told.value}"
         )
     if not told.state.startswith("port "):
-        heard = f"{told.heard_bytes} bytes" if told.heard_bytes else "nothing"
+        heard = f"{told.heard_bytes} bytes and no reading" if told.heard_bytes else "nothing heard"
         speeds = ", ".join(map(str, told.speeds_tried))
         cure = "check cable and power, then its speed (probe PORT --baud N)"
-        return Finding("FAIL", "sensor", f"{heard} and no reading on {told.port} at {speeds} baud: {cure}")
+        return Finding("FAIL", "sensor", f"{heard} on {told.port} at {speeds} baud: {cure}")
     return Finding("FAIL", "sensor", told.detail)
 
 
@@ -263,7 +263,7 @@ def look_at_folder(
     holders = [one for one in lockers_of(str(folder)) if one not in own]
     if running and not own:
         holders = []
-    yield check_folder(folder, folder.is_dir(), _try_folder(folder), holders)
+    yield check_folder(folder, os.access(folder, os.F_OK), _try_folder(folder), holders)
     with suppress(OSError):
         usage = shutil.disk_usage(_nearest(folder))
         yield check_room(usage.free, usage.total, least_mb)
@@ -271,7 +271,9 @@ def look_at_folder(
 
 def _nearest(folder: Path) -> Path:
     """The folder itself, or what it would be made in."""
-    return next((one for one in (folder.absolute(), *folder.absolute().parents) if one.exists()), Path("/"))
+    return next(
+        (one for one in (folder.absolute(), *folder.absolute().parents) if os.access(one, os.F_OK)), Path("/")
+    )
 
 
 def _try_folder(folder: Path) -> OSError | None:
@@ -319,7 +321,11 @@ def _try_address(kind: Literal["tcp", "udp"], host: str, port: int) -> OSError |
 
 async def look_at_sensor(serial: SerialSettings, clock: Clock) -> Finding:
     """Hear the sensor on its port, unless anybody has that; a sensor that streams is not interrupted."""
-    told = await probe(serial.port or "", serial.baud, clock, ask=False, deaf_s=DEAF_S, longest_s=LONGEST_S)
+    port = serial.port or ""
+    if daemons := daemons_on(port):
+        cure = "give doctor its --config or --http to be told more"
+        return Finding("warn", "sensor", f"our daemon has {port}, {named(daemons)}: {cure}")
+    told = await probe(port, serial.baud, clock, ask=False, deaf_s=DEAF_S, longest_s=LONGEST_S)
     return check_heard(told, serial.baud)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import re
 import signal
 import statistics
 import sys
@@ -10,12 +11,13 @@ from contextlib import suppress
 from itertools import pairwise
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, inspect
 
 from common.clock import Clock, SystemClock
-from common.holders import named, users_of
+from common.holders import Program, named, users_of
 from common.instrument import Arrival, Instrument, SensorConfig, SerialSettings
 from common.sensor import FLOWING
+from common.service import demanded
 
 BAUD = 9600
 HEAR_S = 5.0  # of the stream as it is, before the sensor is asked
@@ -29,6 +31,8 @@ ENOUGH = 4  # readings of an unbroken run make a rate
 UNHEARD = 1
 EXIT_USAGE = 2
 _CLOSED = ("port missing", "port denied", "port busy")
+_DAEMON = re.compile(r" -m (pi|topside)_daemon(?!.* (doctor|probe)( |$))(?= |$)")
+_NO_PORT = ("Inappropriate ioctl", "Not a tty", "Is a directory", "Not a directory")
 
 
 class Probed(Struct, frozen=True):
@@ -134,7 +138,7 @@ class _Ear:
         return Probed(
             port=port,
             state=health.state,
-            detail=health.detail or self.deaf,
+            detail=_cured(health.detail) or self.deaf,
             heard=last is not None and health.state in FLOWING,
             baud=health.baud,
             speeds_tried=instrument.speeds_tried,
@@ -148,6 +152,18 @@ class _Ear:
             temp_c=last.temp_c if last else None,
             vin=last.vin if last else None,
         )
+
+
+def _cured(detail: str) -> str:
+    """What a file or a folder says when it is opened as a port, with what it means."""
+    cure = "that is no serial port: name the sensor's"
+    return f"{detail}: {cure}" if any(said in detail for said in _NO_PORT) else detail
+
+
+def daemons_on(port: str) -> list[Program]:
+    """Our own daemons, if the device at *port* is theirs; empty if anybody else has it too."""
+    users = users_of(port)
+    return users if all(_DAEMON.search(one.command) for one in users) else []
 
 
 async def probe(
@@ -170,7 +186,8 @@ async def probe(
         longest_s: how long in all.
     """
     if users := users_of(port):
-        detail = f"{port} is in use by {named(users)}: stop it, or name another port"
+        whose = "our daemon, " if daemons_on(port) else ""
+        detail = f"{port} is in use by {whose}{named(users)}: stop it, or name another port"
         return Probed(port, "port busy", detail, False, baud, [])
     ear = _Ear(SerialSettings(port, baud), clock, ask)
     running = asyncio.create_task(ear.instrument.run())
@@ -209,8 +226,8 @@ def run_probe(options: argparse.Namespace) -> int:
     baud = BAUD if options.baud is None else options.baud
     try:
         msgspec.convert({"baud": baud}, SerialSettings)
-    except msgspec.ValidationError as error:
-        print(f"--baud {baud}: {error}", file=sys.stderr)
+    except msgspec.ValidationError:
+        print(f"--baud {baud}: must be {_speeds()}", file=sys.stderr)
         return EXIT_USAGE
     told = asyncio.run(_until_told(options.port, baud))
     if options.json:
@@ -218,6 +235,11 @@ def run_probe(options: argparse.Namespace) -> int:
     else:
         print(told)
     return 0 if told.heard else UNHEARD
+
+
+def _speeds() -> str:
+    (field,) = (one for one in msgspec.structs.fields(SerialSettings) if one.name == "baud")
+    return demanded(inspect.type_info(field.type))
 
 
 async def _until_told(port: str, baud: int) -> Probed:

@@ -4,18 +4,22 @@ Nothing else touches signals or exit codes.
 """
 
 import asyncio
+import json
 import logging
 import os
+import re
 import resource
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from common.files import FolderInUse, FolderLock, make_folder
 from common.messages import UNDECODABLE
@@ -27,6 +31,13 @@ CHECK_HELP = "say whether the configuration is fine, and start nothing"
 EXIT_LOSS = 3
 EXIT_SOFTWARE = 70
 EXIT_CONFIG = 78
+SHOWN = 60  # characters of a wrong value
+ANYWHERE = ("0.0.0.0", "::", "*")
+
+_PLACE = re.compile(r" - at `\$\.?(?P<key>[^`\[]*)[^`]*`$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*?)`( - at |$)", re.DOTALL)
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]*/?|null", re.IGNORECASE)
+_FLAGS = {"serial.port": "--serial", "serial.baud": "--baud"}  # the others are called as their keys
 
 
 class DaemonConfig(msgspec.Struct, frozen=True):
@@ -244,8 +255,18 @@ def read_config(path: Path | None, kind: type[OwnConfig], overrides: Mapping[str
     try:
         config.check()
     except ConfigError as error:
-        raise ConfigError(f"{path or 'command line'}: {error}") from None
+        by_file = path is not None and _refusal(path, kind) == str(error)
+        raise ConfigError(f"{path if by_file else 'command line'}: {error}") from None
     return config
+
+
+def _refusal(path: Path, kind: type[OwnConfig]) -> str:
+    """What is wrong with the file as it is, whatever the command line says."""
+    try:
+        load_config(path, kind, {}).check()
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def load_config(path: Path | None, kind: type[Config], overrides: Mapping[str, Any]) -> Config:
@@ -274,12 +295,89 @@ def load_config(path: Path | None, kind: type[Config], overrides: Mapping[str, A
             for name in parents:
                 branch = branch.setdefault(name, {})
                 if not isinstance(branch, dict):
-                    raise ConfigError(f"{path}: {name} is a table: write [{name}]")
+                    raise ConfigError(f"{path}: {name}: must be a table: write [{name}]")
             branch[leaf] = value
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path or 'command line'}: {error}") from None
+        key, trouble = _explain(error, tree, kind)
+        if overrides.get(key) is None:
+            raise ConfigError(f"{path}: {key}: {trouble}") from None
+        flag = _FLAGS.get(key, f"--{key.replace('_', '-')}")
+        named = flag if flag == f"--{key}" else f"{flag} ({key})"
+        raise ConfigError(f"command line: {named}: {trouble}") from None
+
+
+def _explain(error: msgspec.ValidationError, tree: Mapping[str, Any], kind: type[Config]) -> tuple[str, str]:
+    """The dotted key that msgspec refuses, and in plain words what may stand there."""
+    text, place = str(error), _PLACE.search(str(error))
+    key = place["key"] if place else ""
+    if unknown := _UNKNOWN.match(text):
+        name = " ".join(unknown["name"].split())
+        return f"{key}.{name}" if key else name, _no_such_key(name, key, list(_keys_of(kind)))
+    what, value = inspect.type_info(kind), tree
+    for name in key.split("."):
+        assert isinstance(what, inspect.StructType)
+        what = next(field.type for field in what.fields if field.encode_name == name)
+        value = value[name]
+    shown = str(value) if isinstance(value, float) else json.dumps(value, default=str, ensure_ascii=False)
+    return key, f"must be {demanded(what)}, not {shown if len(shown) <= SHOWN else f'{shown[:SHOWN]}...'}"
+
+
+def demanded(what: inspect.Type) -> str:
+    """What a value must be, in plain words, to go behind `must be`."""
+    match what:
+        case inspect.UnionType():
+            return " or ".join(demanded(one) for one in what.types if not isinstance(one, inspect.NoneType))
+        case inspect.LiteralType():
+            return f"one of {', '.join(msgspec.json.encode(one).decode() for one in what.values)}"
+        case inspect.StrType():
+            return "a text, in quotes" + (f", of the form {what.pattern}" if what.pattern else "")
+        case inspect.IntType() | inspect.FloatType():
+            return _number(what)
+        case inspect.BoolType():
+            return "true or false"
+        case inspect.VarTupleType() | inspect.ListType():
+            most = f" of at most {what.max_length}" if what.max_length else ""
+            return f"a list in [ ]{most}, each {demanded(what.item_type)}"
+        case _:
+            return "a table of its own, in [ ]"
+
+
+def _number(what: inspect.IntType | inspect.FloatType) -> str:
+    bounds = {"at least": what.ge, "above": what.gt, "at most": what.le, "below": what.lt}
+    limits = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+    kind = "a whole number" if isinstance(what, inspect.IntType) else "a number"
+    return f"{kind}, {limits}" if limits else kind
+
+
+def _keys_of(kind: type[msgspec.Struct], table: str = "") -> Iterator[str]:
+    """Every dotted key, those of tables too."""
+    for field in msgspec.structs.fields(kind):
+        yield f"{table}{field.encode_name}"
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from _keys_of(field.type, f"{table}{field.encode_name}.")
+
+
+def _no_such_key(name: str, table: str, keys: list[str]) -> str:
+    """name: as it was written in *table*, "" for none. The cure: the keys that may have been meant."""
+    here = [key for key in keys if key.rpartition(".")[0] == table]
+    leaves = {key.rpartition(".")[2] for key in keys}
+    near = get_close_matches(name, [key.rpartition(".")[2] for key in here], 1)
+    near = near or get_close_matches(name, leaves, 1)
+    meant = [key for key in here if key.rpartition(".")[2] in near]
+    meant = meant or [key for key in keys if key.rpartition(".")[2] in near]
+    if meant:
+        return f"there is no such key: did you mean {' or '.join(_written(key, table) for key in meant)}?"
+    return f"there is no such key: there are {', '.join(_written(key, table) for key in here)}"
+
+
+def _written(key: str, table: str) -> str:
+    """A dotted key as one would write it, seen from *table*."""
+    parent, _, leaf = key.rpartition(".")
+    if parent == table:
+        return leaf
+    return f"[{parent}] {leaf}" if parent else f"{leaf} above the first [table]"
 
 
 def take_folder(folder: Path) -> FolderLock:
@@ -306,3 +404,29 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{address!r} is not HOST:PORT, for example 127.0.0.1:9150")
     return host.strip("[]"), int(port)
+
+
+def check_apart(http: str, bus: str) -> None:
+    """Whether both addresses can be listened on at once.
+
+    Raises:
+        ConfigError: one port is wanted twice.
+    """
+    (one, port), (other, second) = split_address(http), split_address(bus)
+    hosts = {"127.0.0.1" if host == "localhost" else host for host in (one, other)}
+    if port == second != 0 and (len(hosts) == 1 or hosts & set(ANYWHERE)):
+        raise ConfigError(f"http and bus both want port {port}: give one of them another, --bus say")
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Whether a browser may ever say that it comes from there.
+
+    Raises:
+        ConfigError: one is not `SCHEME://HOST` or `SCHEME://HOST:PORT`.
+    """
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            host = re.sub(r"^\w+://|/.*", "", origin) or "HOST"
+            raise ConfigError(
+                f'origins: {origin!r} is not SCHEME://HOST or SCHEME://HOST:PORT: write "http://{host}"'
+            )

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct, structs
 from common.bus import check_address
 from common.guard import Security, check_exposure, of_interface
 from common.instrument import SerialSettings
-from common.service import DaemonConfig, split_address
+from common.service import DaemonConfig, check_apart, check_origins, split_address
 
 
 class Recording(Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,6 +64,8 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     def check(self) -> None:
         split_address(self.http)
         check_address(self.bus)
+        check_apart(self.http, self.bus)
+        check_origins(self.origins)
         if self.time is not None:
             split_address(self.time)
         if self.security == "local":

@@ -94,6 +94,15 @@ def test_a_fine_configuration_is_said_to_be_fine(tmp_path: Path, name: str) -> N
         ("topside", 'bus = "ipc:///x"\n', ("ipc:///x", "tcp://HOST:PORT")),
         ("topside", 'pi = "192.168.2.2:9150"\n', ("192.168.2.2:9150", "give --pi http://")),
         ("topside", "[markers]\nprobes = 0\n", ("markers.probes",)),
+        (
+            "topside",
+            'http = "127.0.0.1:80"\nbus = "tcp://127.0.0.1:80"\n',
+            ("http and bus both want port 80",),
+        ),
+        ("pi", 'http = "localhost:80"\nbus = "tcp://127.0.0.1:80"\n', ("http and bus both want port 80",)),
+        ("pi", 'origins = ["blueos.local"]\n', ("origins: 'blueos.local'", 'write "http://blueos.local"')),
+        ("topside", 'origins = ["http://a.local/page"]\n', ("SCHEME://HOST", 'write "http://a.local"')),
+        ("topside", "[markers]\nfast_start_s = [5, 1]\n", ("markers.fast_start_s", "write [1.0, 5.0]")),
     ],
 )
 def test_a_bad_configuration_is_one_line_that_names_it(
@@ -108,3 +117,86 @@ def test_a_bad_configuration_is_one_line_that_names_it(
     assert out == ""
     assert line.startswith(f"{file}: ")
     assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "topside",
+            'security = "paired"',
+            'security: must be one of "legacy-lan", "local", not "paired"',
+        ),
+        ("pi", "http = 9150", "http: must be a text, in quotes, not 9150"),
+        ("pi", "port = 1", "port: there is no such key: did you mean [serial] port?"),
+        ("pi", "[serial]\nbuad = 1", "serial.buad: there is no such key: did you mean baud?"),
+        (
+            "pi",
+            '[serial]\nhttp = "x"',
+            "serial.http: there is no such key: did you mean http above the first [table]?",
+        ),
+        (
+            "topside",
+            "[markers]\nxyz = 1",
+            "markers.xyz: there is no such key: there are fast_start_s, interval_s, interval_min_s, probes",
+        ),
+        (
+            "pi",
+            "[recording]\nroll_interval_s = 20",
+            "recording.roll_interval_s: must be a number, at least 1 and at most 15, not 20",
+        ),
+        (
+            "topside",
+            "[markers]\nfast_start_s = [0, -1]",
+            "markers.fast_start_s: must be a list in [ ] of at most 100, each a number, at least 0 and at "
+            "most 3600, not [0, -1]",
+        ),
+        ("pi", 'hosts = "rov"', 'hosts: must be a list in [ ], each a text, in quotes, not "rov"'),
+        (
+            "pi",
+            "[serial]\ntag = 'ab'",
+            'serial.tag: must be a text, in quotes, of the form ^[A-Z]$, not "ab"',
+        ),
+        ("pi", "serial = 3", "serial: must be a table of its own, in [ ], not 3"),
+        ("pi", "[serial]\nbaud = 1" + "0" * 80, "serial.baud: must be a whole number, at least 300"),
+        ("topside", "[fusion]\ndejitter = 1", "fusion.dejitter: must be true or false, not 1"),
+        (
+            "pi",
+            "[recording]\nsync_interval_s = inf",
+            "recording.sync_interval_s: must be a number, at least 0.1 and at most 10, not inf",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, said: str
+) -> None:
+    """The dotted key first, then what may stand there, then what does."""
+    file = tmp_path / f"{name}.toml"
+    file.write_text(text, encoding="utf-8")
+    assert MAINS[name](["--config", str(file), "--check-config"]) == 78
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{file}: {said}")
+
+
+def test_a_wrong_flag_is_named_and_the_file_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether the type tells or the check."""
+    file = tmp_path / "pi.toml"
+    file.write_text("[serial]\nbaud = 9600\n", encoding="utf-8")
+    for flags, said in (
+        (
+            ["--baud", "1"],
+            "command line: --baud (serial.baud): must be a whole number, at least 300 and at most",
+        ),
+        (["--http", "nonsense"], "command line: 'nonsense' is not HOST:PORT"),
+    ):
+        assert MAINS["pi"](["--config", str(file), *flags, "--check-config"]) == 78
+        assert capsys.readouterr().err.startswith(said)
+
+
+def test_ports_that_only_look_alike_are_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two addresses of this machine; any free port twice."""
+    for http, bus in (("127.0.0.1:80", "tcp://127.0.0.2:80"), ("127.0.0.1:0", "tcp://127.0.0.1:0")):
+        assert MAINS["pi"](["--http", http, "--bus", bus, "--check-config"]) == 0
+    assert capsys.readouterr().err == ""

@@ -2,12 +2,14 @@
 
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import tomllib
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +20,7 @@ import pytest
 
 import common.doctor
 import pi_daemon.__main__
+import pi_daemon.doctor
 import topside_daemon.__main__
 import topside_daemon.doctor
 from common import VERSION
@@ -37,10 +40,12 @@ from tests.sim.partners import NAME, introduce
 from tests.sim.proxy import Proxy
 from tests.sim.rig import PiDaemon, TopsideDaemon, free_port
 from tests.sim.talker import Talker
+from topside_daemon.config import Config as TopsideConfig
 from topside_daemon.pi import About
 from topside_daemon.versions import compare
 
 MAINS = {"pi": pi_daemon.__main__.main, "topside": topside_daemon.__main__.main}
+DIVE = "01234567-89ab-cdef-0123-456789abcdef"
 HOLD = "import os; fd = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY)"
 LISTEN = "import socket; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen()"
 LISTEN_UDP = (
@@ -362,7 +367,129 @@ def test_a_paired_pi_is_asked_with_the_keys_of_the_pairing(tmp_path: Path) -> No
         assert told["pi bus"].startswith("ok ") and "the running daemon" in told["pi sensor"]
         told = doctor("pi", pi.command()[3:])
         assert told["security"] == f"ok   security: paired with {NAME}"
-        assert "tells only whom it is paired with" in told["sensor"] and told.code == 0
+        assert "tells only whom it is paired with; nothing is being recorded" in told["sensor"]
+        assert told["sensor"].startswith("warn ") and told.code == 0
+
+
+def test_a_paired_pi_that_records_is_told_by_its_files(tmp_path: Path) -> None:
+    """Its own doctor has no token: the newest chunk shows that rows come, or that they do not any more."""
+    with Talker(tmp_path / "sensor", 20.0) as talker, ExitStack() as stack:
+        pi = PiDaemon(tmp_path / "pi", serial=str(talker.link), security="paired")
+        pi.health = "/health"
+        stack.enter_context(pi)
+        url = f"http://127.0.0.1:{pi.http}"
+        token = introduce(pi.data, tmp_path / "data", url).token
+        order = json.dumps({"session_id": DIVE, "mission": "dive"}).encode()
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        start = urllib.request.Request(f"{url}/record/start", order, headers)
+        pi.wait_for(lambda: urllib.request.urlopen(start).status == 200)  # once the sensor is heard
+
+        def told() -> Told:
+            return doctor("pi", pi.command()[3:])
+
+        pi.wait_for(lambda: told()["sensor"].startswith("ok "))
+        growing = told()
+        assert growing["sensor"].startswith("ok   sensor: the running daemon has it, and tells only whom")
+        assert re.search(
+            r"it is recording, \d+ rows in [0-9a-f-]+/chunk_\d{5}\.\w+, the last \d s ago", growing["sensor"]
+        )
+        elsewhere = doctor("pi", [*pi.command()[3:], "--data", str(tmp_path)])
+        assert f"{tmp_path} is not its folder: give its --data" in elsewhere["sensor"]
+        assert (
+            "is not its folder"
+            in doctor("pi", [*pi.command()[3:], "--data", str(tmp_path / "none")])["sensor"]
+        )
+    chunk = tmp_path / "pi" / "dive-1" / "chunk_00000.tmp"
+    quiet = pi_daemon.doctor.check_recording(chunk, 7, 0, 60_000_000_000)
+    assert (
+        quiet.level == "warn" and "7 rows in dive-1/chunk_00000.tmp, the last 60 s ago: check" in quiet.detail
+    )
+
+
+def test_a_folder_that_this_user_may_not_see_is_told(tmp_path: Path) -> None:
+    """Of a paired daemon of another user: nothing is made up, and who can tell is named."""
+    nobody = as_nobody()
+    with ExitStack() as stack:
+        pi = PiDaemon(tmp_path / "pi", security="paired")
+        pi.health = "/health"
+        stack.enter_context(pi)
+        introduce(pi.data, tmp_path / "data", f"http://127.0.0.1:{pi.http}")
+        tmp_path.chmod(0o700)
+        hidden = called("pi", pi.command()[3:], nobody)
+        assert f"{pi.data} cannot be read (Permission denied): " in hidden["sensor"]
+        assert hidden["sensor"].endswith("`python -m topside_daemon doctor` on the topside shows the sensor")
+        assert hidden["security"].startswith("warn security: paired; with whom, this user may not read: ask")
+        assert hidden["data"].startswith("FAIL data: ") and "no permission" in hidden["data"]
+
+
+def test_a_running_topside_is_asked_about_what_the_command_line_lacks(tmp_path: Path) -> None:
+    """A bare doctor tells of the daemon's own sensor, Pi and disk; what is unplugged is a fault."""
+    with ExitStack() as stack:
+        deck = stack.enter_context(Talker(tmp_path / "deck", 20.0))
+        pi = stack.enter_context(PiDaemon(tmp_path / "pi", serial=str(tmp_path / "no sensor")))
+        url = f"http://127.0.0.1:{pi.http}"
+        topside = stack.enter_context(TopsideDaemon(tmp_path / "topside", serial=str(deck.link), pi=url))
+        topside.wait_streaming()
+        topside.wait_for(lambda: (topside.get("/status")[1]["inwater"] or {}).get("state") == "port missing")
+        bare = ["--http", f"127.0.0.1:{topside.http}", "--bus", f"tcp://127.0.0.1:{topside.bus}"]
+        told = doctor("topside", [*bare, "--data", str(topside.data)])
+        assert told["sensor"].startswith("ok   sensor: the running daemon hears it on ")
+        assert told["link"] == f"ok   link: the running daemon hears {url}: connected"
+        assert told["pi sensor"].startswith("FAIL pi sensor: the running daemon says port missing: ")
+        assert not any("neither a Pi nor" in line for line in told.lines)
+        deck.link.unlink()
+        away = doctor("topside", ["--serial", deck.port, "--data", str(tmp_path / "other"), *flags(tmp_path)])
+        assert away["sensor"].startswith(f"warn sensor: our daemon has {deck.port}, process ")
+        assert "-m topside_daemon" in away["sensor"] and "--config or --http" in away["sensor"]
+        assert "stop it" not in away["sensor"]
+        other = doctor("topside", [*bare, "--data", str(topside.data), "--pi", "http://127.0.0.1:1"])
+        assert other["link"].startswith(f"warn link: the running daemon follows {url}: restart it with --pi")
+    with TopsideDaemon(tmp_path / "lone", serial=str(tmp_path / "gone")) as topside:
+        bare = ["--http", f"127.0.0.1:{topside.http}", "--bus", f"tcp://127.0.0.1:{topside.bus}"]
+        told = doctor("topside", [*bare, "--data", str(topside.data)])
+        assert told.code == 1
+        assert told["sensor"].startswith("FAIL sensor: the running daemon says port missing: ")
+        assert told["link"] == "ok   link: the running daemon has no Pi"
+
+
+def test_what_a_running_daemon_says_of_its_disks_is_told() -> None:
+    """Readings that wait in memory, here or on the Pi, are a fault; a daemon that is not heard too."""
+    session = {"mission": "dive", "state": "recording", "surface_storage": "disk full: free some space"}
+    inwater = {"state": "freerun", "detail": "", "storage": "disk read-only: look at the card"}
+    status = {
+        "surface": None,
+        "session": session,
+        "inwater": inwater,
+        "pi": {"url": "http://pi:9150", "bus": "silent", "version": None},
+    }
+    found = {one.what: one for one in topside_daemon.doctor.check_running(status, TopsideConfig())}
+    assert str(found["sensor"]) == "ok   sensor: the running daemon has no surface sensor"
+    assert str(found["storage"]) == "FAIL storage: readings wait in memory: disk full: free some space"
+    assert found["pi storage"].level == "FAIL" and "look at the card" in found["pi storage"].detail
+    assert found["pi sensor"].level == "ok"
+    assert str(found["link"]) == "FAIL link: http://pi:9150: silent: ask `doctor --pi http://pi:9150`"
+
+
+def test_a_port_of_the_pi_that_is_not_its_http_port_is_named(tmp_path: Path) -> None:
+    """The bus, and https: what the Pi speaks, and where."""
+    with PiDaemon(tmp_path / "pi") as pi:
+        for url, words in (
+            (f"http://127.0.0.1:{pi.bus}", "that is not an HTTP port of a Pi daemon: is it 9150?"),
+            (f"https://127.0.0.1:{pi.http}", "the Pi speaks http://, not https://"),
+        ):
+            told = doctor("topside", flags(tmp_path, pi=url))
+            assert told.code == 1
+            assert told["pi"].startswith("FAIL pi: ") and words in told["pi"]
+            assert "restart" not in told["pi"] and "message=" not in told["pi"]
+
+
+def test_a_file_for_a_port_is_named(tmp_path: Path) -> None:
+    """What the system says of it means nothing to most; what it means is said with it."""
+    (tmp_path / "notes.txt").write_text("no sensor")
+    for port in (tmp_path / "notes.txt", tmp_path, Path("/dev/full")):
+        told = doctor("pi", flags(tmp_path, serial=str(port)))
+        assert told["sensor"].startswith("FAIL sensor: ")
+        assert told["sensor"].endswith("that is no serial port: name the sensor's"), told["sensor"]
 
 
 def test_who_may_ask_is_told() -> None:

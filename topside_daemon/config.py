@@ -8,7 +8,7 @@ from common.bus import check_address
 from common.clock import SystemClock
 from common.guard import check_exposure, of_interface
 from common.instrument import SerialSettings
-from common.service import DaemonConfig, split_address
+from common.service import ConfigError, DaemonConfig, check_apart, check_origins, split_address
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.pi import Pi
 
@@ -70,6 +70,13 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
     def check(self) -> None:
         split_address(self.http)
         check_address(self.bus)
+        check_apart(self.http, self.bus)
+        check_origins(self.origins)
+        starts = self.markers.fast_start_s
+        if list(starts) != sorted(starts):
+            raise ConfigError(
+                f"markers.fast_start_s: {list(starts)} must rise: write {sorted(starts)}, in s after START"
+            )
         if self.security == "local":
             found = self.located()
             check_exposure("local", http=found.http, bus=found.bus)

@@ -27,10 +27,11 @@ from common.doctor import (
 )
 from common.keys import Wallet
 from common.messages import Exchange
+from common.sensor import FLOWING
 from common.service import ConfigError, read_config
 from topside_daemon.config import Config
 from topside_daemon.pi import About, Pi, PiError
-from topside_daemon.pibus import NO_KEY, NOT_PAIRED
+from topside_daemon.pibus import CONNECTED, NO_KEY, NOT_PAIRED
 from topside_daemon.timeasker import TimeAsker
 from topside_daemon.versions import compare
 
@@ -40,6 +41,7 @@ BUS_S = 4.0  # the Pi speaks every second
 PROBES = 4
 WALL_S = 2.0  # by which both wall clocks may differ without a word
 HTTP_PORT = 80
+_NO_HTTP = "400, message"  # how aiohttp begins to tell of an answer that is none
 NOT_TOLD = Finding("FAIL", "pi sensor", "the Pi does not take this machine's token: pair it anew")
 NO_SURFACE = {"state": "no port configured", "detail": "it was started without --serial: restart it"}
 
@@ -55,33 +57,74 @@ async def examine(file: Path | None, overrides: Mapping[str, Any]) -> Findings:
         yield Finding("FAIL", "configuration", f"{error}: mend it; {SAMPLE}")
         return
     yield Finding("ok", "configuration", f"{file or 'command line'} is fine")
-    for finding in check_config(config):
-        yield finding
     running = await _running(config.http)
+    for finding in check_config(config, running):
+        yield finding
     own = own_programs(config.http, running)
     for finding in look_at_folder(Path(config.data), None, running, own):
         yield finding
     for wanted in (Listening("http", config.http), Listening("bus", config.bus)):
         yield look_at_address(wanted, running, own)
-    if config.serial.port is None:
+    if running is not None:
+        for finding in check_running(running.told, config):
+            yield finding
+    elif config.serial.port is None:
         yield Finding("ok", "sensor", "no surface sensor is configured")
-    elif running is None:
-        yield await look_at_sensor(config.serial, clock)
     else:
-        yield check_told(running.told["surface"] or NO_SURFACE)
+        yield await look_at_sensor(config.serial, clock)
     if config.pi is not None:
         async for finding in look_at_pi(config.pi, clock, Wallet(Path(config.data))):
             yield finding
 
 
-def check_config(config: Config) -> Iterator[Finding]:
-    """What the configuration alone tells."""
+def check_config(config: Config, running: Running | None) -> Iterator[Finding]:
+    """What the configuration alone tells. running: our daemon, which may have a better one."""
     yield check_security(config.security, config.http, None)
+    if running is not None:
+        return
     if config.pi is None and config.serial.port is None:
         text = "neither a Pi nor a serial port is configured: give --pi or --serial"
         yield Finding("FAIL", "sources", text)
     elif config.pi is None:
         yield Finding("ok", "pi", "no Pi is configured: the surface is recorded alone")
+
+
+def check_running(told: Mapping[str, Any], config: Config) -> Iterator[Finding]:
+    """What our running daemon says of its sensor, its Pi and both disks, whatever the command line lacks."""
+    surface, session, inwater = told["surface"], told["session"], told.get("inwater")
+    if surface is None and config.serial.port is None:
+        yield Finding("ok", "sensor", "the running daemon has no surface sensor")
+    else:
+        yield check_told(surface or NO_SURFACE)
+    yield check_link(told["pi"], config.pi)
+    if inwater and config.pi is None:  # else the Pi is asked itself
+        state, detail = inwater.get("state"), inwater.get("detail")
+        said = f"the running daemon says {state}" + (f": {detail}" if detail else "")
+        yield Finding("ok" if state in FLOWING else "FAIL", "pi sensor", said)
+    if session and session.get("surface_storage"):
+        yield Finding("FAIL", "storage", f"readings wait in memory: {session['surface_storage']}")
+    elif session:
+        yield Finding("ok", "storage", f"session {session['mission']}, {session['state']}: no disk trouble")
+    if inwater and inwater.get("storage"):
+        yield Finding("FAIL", "pi storage", f"readings wait in the Pi's memory: {inwater['storage']}")
+
+
+def check_link(pi: Mapping[str, Any], wanted: str | None) -> Finding:
+    """The Pi as our running daemon sees it. wanted: its URL on the command line."""
+    url, bus = pi["url"], str(pi["bus"])
+    if url is None:
+        level: Level = "ok" if wanted is None else "warn"
+        cure = "" if wanted is None else f": restart it with --pi {wanted}"
+        return Finding(level, "link", f"the running daemon has no Pi{cure}")
+    if wanted is not None and wanted.rstrip("/") != url.rstrip("/"):
+        text = f"the running daemon follows {url}: restart it with --pi {wanted} if that is the Pi"
+        return Finding("warn", "link", text)
+    if bus == CONNECTED:
+        return Finding("ok", "link", f"the running daemon hears {url}: {bus}")
+    old = (pi.get("version") or {}).get("state") == "old api"
+    said = bus if url in bus else f"{url}: {bus}"
+    cure = "" if ": " in bus or wanted else f": ask `doctor --pi {url}`"
+    return Finding("warn" if old or "not answered yet" in bus else "FAIL", "link", f"{said}{cure}")
 
 
 def check_connection(host: str, port: int, error: OSError) -> Finding:
@@ -102,6 +145,12 @@ def check_connection(host: str, port: int, error: OSError) -> Finding:
 
 def check_answer(url: str, error: PiError) -> Finding:
     """What answered, but not as a Pi does."""
+    if error.status is None and urlsplit(url).scheme == "https":
+        cure = f"give --pi http://{urlsplit(url).netloc}"
+        return Finding("FAIL", "pi", f"no Pi answers at {url}: the Pi speaks http://, not https://: {cure}")
+    if error.status is None and _NO_HTTP in str(error):
+        cure = f"name the Pi's http port, as in --pi http://{urlsplit(url).hostname}:9150"
+        return Finding("FAIL", "pi", f"{url}: that is not an HTTP port of a Pi daemon: is it 9150? {cure}")
     if error.status is None and "something else" not in str(error):
         return Finding("FAIL", "pi", f"{error}, though it takes the connection: restart pi_daemon there")
     text = f"something else than a Pi answers at {url}: name the address and port of pi_daemon with --pi"
