@@ -1,12 +1,15 @@
 """The mirror against a real Pi API over real HTTP: whatever happened to the copy, it ends byte-identical."""
 
 import asyncio
+import gzip
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
 from common.announcer import Announcer
 from common.bus import INWATER, Publisher
@@ -344,3 +347,44 @@ async def test_an_abandoned_recording_makes_room(pi_side: PiSide) -> None:
         assert (pi_side.sessions.recorder is not None) == asked
     state = await pi_side.sessions.find(SESSION_ID)
     assert (state.record.state, state.last_seq) == ("stopped", 4)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["endless", "packed"])
+async def test_whoever_answers_instead_of_the_pi_costs_no_memory(unused_tcp_port: int, packed: bool) -> None:
+    """An answer without end is given up, one that is packed is not unpacked; a redirect is not followed, and
+    what is said is shown as one line."""
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Encoding": "gzip"} if packed else {})
+        await response.prepare(request)
+        with suppress(ConnectionError):
+            for _ in range(2 if packed else 1000):
+                await response.write(gzip.compress(b" " * (1 << 20)) if packed else b" " * (1 << 20))
+        return response
+
+    async def elsewhere(_request: web.Request) -> web.Response:
+        raise web.HTTPFound("/version")
+
+    async def rude(_request: web.Request) -> web.Response:
+        return web.json_response({"detail": "no\nERROR forged \x1b[31mline"}, status=400)
+
+    app = web.Application()
+    app.router.add_get("/version", endless)
+    app.router.add_get("/record/snapshots", elsewhere)
+    app.router.add_get("/record/status", rude)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", unused_tcp_port).start()
+    pi = Pi(f"http://127.0.0.1:{unused_tcp_port}", SimClock())
+    pi.open()
+    try:
+        with pytest.raises(PiError, match="answered something else" if packed else "no Pi daemon"):
+            await pi.about()
+        with pytest.raises(PiError, match="302"):
+            await pi.chunks(SESSION_ID, -1)
+        with pytest.raises(PiError) as said:
+            await pi.standing(SESSION_ID)
+        assert str(said.value) == "no?ERROR forged ?[31mline"
+    finally:
+        await pi.close()
+        await runner.cleanup()
