@@ -172,6 +172,7 @@ class Site:
     async def _serve(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         origin = None
         try:
+            _check_upgrade(request)
             if self._doorkeeper is not None:
                 resource = request.match_info.route.resource
                 public = resource is not None and resource.canonical in self._public
@@ -187,8 +188,6 @@ class Site:
             response = answer({"detail": error.reason}, error.status)
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
-        except UnicodeError:  # a header whose bytes are repeated in a refusal
-            response = answer({"detail": "headers: they are no text"}, 400)
         except ConnectionError:
             raise  # the caller is gone
         except OSError as error:
@@ -253,6 +252,20 @@ class _Entrance(asyncio.Protocol):
             transport.write(BUSY)
             transport.write_eof()
             asyncio.get_running_loop().call_later(BUSY_S, transport.abort)
+
+
+async def ended(channel: web.WebSocketResponse) -> None:
+    """The other side, from which nothing is expected, has left."""
+    async for _ in channel:
+        continue
+
+
+def _check_upgrade(request: web.Request) -> None:
+    """Raises Refused: aiohttp repeats these in its refusals, and cannot if they are no text."""
+    repeated = ("upgrade", "connection", "sec-websocket")
+    for name, value in request.headers.items():
+        if name.lower().startswith(repeated) and not value.isascii():
+            raise Refused(400, f"header {name}: it is no text")
 
 
 def _peer(transport: asyncio.BaseTransport) -> object:

@@ -22,7 +22,7 @@ from common.files import make_folder, replace
 from common.instrument import Arrival
 from common.messages import number, to_json
 from common.rows import OLD_HEADER, format_utc
-from common.web import Refused
+from common.web import Refused, ended
 
 ROWS = 100_000  # that are kept, the newest
 SLICE = 200  # rows made into text between two turns of the event loop, so that no stamp comes late
@@ -221,11 +221,9 @@ class Views:
             await channel.send_str(to_json({"error": "No data store available"}).decode("ascii"))
             await channel.close()
             return channel
-        sender = asyncio.create_task(self._send(channel))
-        try:
-            async for _ in channel:
-                pass  # nothing is expected; it ends when the other side leaves
-        finally:
+        async with asyncio.TaskGroup() as group:
+            sender = group.create_task(self._send(channel))
+            await ended(channel)
             sender.cancel()
         return channel
 

@@ -227,6 +227,18 @@ def raw_call(pi: PiDaemon, request: bytes) -> bytes:
         return told
 
 
+@pytest.mark.parametrize(
+    "header", [b"Upgrade: web\xa7ocket", b"Sec-WebSocket-Version: \xff", b"Connection: \xe9"]
+)
+def test_bytes_that_are_no_text_are_no_upgrade(closed: tuple[Paired, Pass], header: bytes) -> None:
+    """What aiohttp would repeat in its refusal costs 400, not a traceback."""
+    pi, given = closed
+    token = f"Authorization: Bearer {given.token}\r\n".encode()
+    request = b"GET /stream HTTP/1.1\r\nHost: localhost\r\n" + token + header + b"\r\n"
+    assert b" 400 " in raw_call(pi, request + b"Connection: close\r\n\r\n").partition(b"\r\n")[0]
+    assert "Traceback" not in pi.log
+
+
 def test_too_much_is_sent_away(tmp_path: Path) -> None:
     """Requests beyond the pace 429, connections beyond the number 503, bodies too large 413, packed ones 415;
     and then everything is as before."""

@@ -8,7 +8,7 @@ from collections import deque
 from itertools import pairwise
 from typing import Any
 
-from msgspec import structs, to_builtins
+from msgspec import to_builtins
 
 from common.bus import CLOCK_MODEL, FUSED_ROW, INWATER, Publisher
 from common.clock import Clock
@@ -182,7 +182,7 @@ class Live(View):
             clock_status=row.clock_status,
         )
         self._publisher.send(FUSED_ROW, frame, row.time_ns)
-        self._watchers.tell("row", structs.asdict(frame))
+        self._watchers.tell("row", frame)
 
     def tell_clock(self) -> None:
         """Publish the clock model and learn the tolerance; to be called once a second."""

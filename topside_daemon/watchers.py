@@ -6,8 +6,10 @@ from contextlib import suppress
 from typing import Any
 
 from aiohttp import web
+from msgspec import Struct, structs
 
 from common.messages import to_json
+from common.web import ended
 
 BEHIND = 256  # messages that wait for one watcher; the oldest give way
 STATUS_S = 1.0
@@ -25,10 +27,10 @@ class Watchers:
         self._status = status
         self._queues: set[asyncio.Queue[bytes]] = set()
 
-    def tell(self, kind: str, record: dict[str, Any]) -> None:
+    def tell(self, kind: str, frame: Struct) -> None:
         """A message to all, as a JSON object with its kind."""
         if self._queues:
-            message = to_json({"kind": kind, **record})
+            message = to_json({"kind": kind, **structs.asdict(frame)})
             for queue in self._queues:
                 if queue.full():
                     queue.get_nowait()
@@ -41,14 +43,14 @@ class Watchers:
         queue: asyncio.Queue[bytes] = asyncio.Queue(BEHIND)
         self._queues.add(queue)
         queue.put_nowait(self._status_now())
-        senders = [asyncio.create_task(one) for one in (self._send(channel, queue), self._tick(queue))]
         try:
-            async for _ in channel:
-                pass  # nothing is expected; it ends when the other side leaves
+            async with asyncio.TaskGroup() as group:
+                senders = [group.create_task(one) for one in (self._send(channel, queue), self._tick(queue))]
+                await ended(channel)
+                for sender in senders:
+                    sender.cancel()
         finally:
             self._queues.discard(queue)
-            for sender in senders:
-                sender.cancel()
         return channel
 
     async def _send(self, channel: web.WebSocketResponse, queue: "asyncio.Queue[bytes]") -> None:
