@@ -217,29 +217,42 @@ def test_a_worker_that_dies_costs_its_session_alone(tmp_path: Path) -> None:
     stuck.unlink()
     os.mkfifo(stuck)
     process = fusion(data, "--jobs", 2)
+    killed: set[int] = set()
     for _ in range(2):  # among the others, and by itself
-        until(lambda: _waiting_for_a_writer(process.pid))
-        os.kill(_waiting_for_a_writer(process.pid)[0], signal.SIGKILL)
+        until(lambda: _waiting_for_a_writer(process.pid) - killed)
+        (pid,) = _waiting_for_a_writer(process.pid) - killed
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
     code, said, complained = ended(process)
     assert (code, said.count("->")) == (3, 5)
     assert f"{stuck.parents[1]}: the process that fused it was killed" in complained
-    assert "5 fused, 1 failed" in said
+    # The one at work beside it may have had its table whole, and not have said so yet.
+    assert any(line in said for line in ("5 fused, 1 failed", "4 fused, 1 unchanged, 1 failed"))
 
 
 OPENAT = {"x86_64": "257 ", "aarch64": "56 "}.get(platform.machine(), "?")
 
 
-def _waiting_for_a_writer(pid: int) -> list[int]:
-    """The worker that is held up by the pipe that nobody writes to."""
-    held = []
-    for child in descendants(pid):
-        try:
-            calls = [(one / "syscall").read_text() for one in Path(f"/proc/{child}/task").iterdir()]
-        except OSError:
-            continue
-        if any(call.startswith(OPENAT) for call in calls):
-            held.append(child)
-    return held
+def _waiting_for_a_writer(pid: int) -> set[int]:
+    """The worker that is held up by the pipe that nobody writes to: still, when looked at again."""
+
+    def opening() -> set[int]:
+        return {
+            child
+            for child in descendants(pid)
+            if any(map(_is_opening, Path(f"/proc/{child}/task").glob("*")))
+        }
+
+    first = opening()
+    time.sleep(0.05)
+    return first & opening()
+
+
+def _is_opening(thread: Path) -> bool:
+    try:
+        return (thread / "syscall").read_text().startswith(OPENAT)
+    except OSError:
+        return False
 
 
 @contextmanager
