@@ -26,14 +26,13 @@ class Stamps(Sequence[int]):
     def __getitem__(self, which: slice) -> list[int]: ...
     def __getitem__(self, which: int | slice) -> int | list[int]:
         if isinstance(which, slice):
-            return [self._at(row) for row in range(*which.indices(len(self)))]
-        if not -len(self) <= which < len(self):
+            first, end, step = which.indices(len(self))
+            assert step == 1, "in the order of the rows"
+            return self._index.instants(self._first + first, self._first + end)
+        row = which + len(self) * (which < 0)
+        if not 0 <= row < len(self):
             raise IndexError(which)
-        return self._at(which % len(self))
-
-    def _at(self, row: int) -> int:
-        block = self._index.block_of(self._first + row)
-        return block.at[self._first + row - block.first]
+        return self._index.instants(self._first + row, self._first + row + 1)[0]
 
     def part(self, first: int, end: int) -> "Stamps":
         """The same of some of the rows."""

@@ -79,7 +79,6 @@ class Joining:
         self.start_ns = (_start_ns(inwater), _start_ns(surface))
         self.steps: list[Step] = []
         self._jumps: tuple[list[Jump], list[Jump]] = ([], [])
-        self.pieces = (Pieces([]), Pieces([]))
         matched, self.complaints = match_markers(inwater.labelled_markers, surface.labelled_markers)
         matched.sort(key=lambda pair: pair[0].after_seq)  # neighbours are cheap to look at
         self._pairs = sorted((self._tie(*pair) for pair in matched), key=lambda tie: tie.indices)
@@ -92,6 +91,7 @@ class Joining:
         ties = self._pairs + self._anchors
         self._ties = [sorted(ties, key=lambda tie: tie.indices[side]) for side in (INWATER, SURFACE)]
         self.doubts: list[str] = []
+        self._cut()
         self._find_steps()
 
     def _belongs(self, time_sync: TimeSync) -> bool:
@@ -135,10 +135,12 @@ class Joining:
             at_ns = self.labels_ns[side][jump.index]
             self.steps.append(Step(SIDES[side], at_ns, jump.size_ns, jump.sd_ns, evidence))
             self._jumps[side].append(jump)
-        self._cut()
+        if found:
+            self._cut()
 
     def _cut(self) -> None:
         self.pieces = (Pieces(self._jumps[INWATER]), Pieces(self._jumps[SURFACE]))
+        self._offsets_ns = [[self._offset_ns(tie) for tie in ties] for ties in self._ties]
 
     def joined_ns(self, side: int, label_ns: int, index: int) -> int:
         """A label near the reading at *index*, without the steps before it."""
@@ -187,7 +189,8 @@ class Joining:
         before, after = ties[max(0, place - NEAR_TIES) : place], ties[place : place + NEAR_TIES]
         if not before or not after:
             return None
-        by_ns = median(map(self._offset_ns, after)) - median(map(self._offset_ns, before))
+        offsets_ns, from_ = self._offsets_ns[side], place - len(before)
+        by_ns = median(offsets_ns[place : place + NEAR_TIES]) - median(offsets_ns[from_:place])
         elapsed_ns = abs(after[-1].labels_ns[side] - before[0].labels_ns[side])
         late_ns = min(LATE_NS, abs(jump.size_ns) / 4)
         allowed_ns = late_ns + 4 * DELAY_SD_NS + CREDIBLE_PPM * elapsed_ns / 1e6 + 3 * jump.sd_ns
@@ -278,5 +281,6 @@ def _start_ns(record: Record) -> int | None:
 def _nearest(labels_ns: Labels, marker: Marker) -> int:
     """The reading a marker lies at. Batches of readings are written late, so it is the nearest label of
     its two neighbours that tells on which side of a step it is."""
-    near = [n for n in (marker.after_seq, marker.after_seq + 1) if 0 <= n < len(labels_ns)]
-    return min(near, key=lambda n: abs(labels_ns[n] - marker.utc_ns), default=0)
+    first = max(0, marker.after_seq)
+    apart = [abs(label - marker.utc_ns) for label in labels_ns[first : max(0, marker.after_seq + 2)]]
+    return first + apart.index(min(apart)) if apart else 0
