@@ -15,6 +15,8 @@ T = TypeVar("T")
 _Result: TypeAlias = asyncio.Future[Any]
 _Work: TypeAlias = tuple[Callable[[], Any], _Result | None]
 
+_running: set["Disk"] = set()  # whose thread has not ended
+
 
 class Disk:
     """Runs one owner's disk work in the order it is asked for. To be made in the loop that asks."""
@@ -23,6 +25,7 @@ class Disk:
         self._loop = asyncio.get_running_loop()
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name=name, daemon=True)
+        _running.add(self)
         self._thread.start()
 
     async def do(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -48,6 +51,7 @@ class Disk:
                 self._tell(result, _fail, error)
             else:
                 self._tell(result, _succeed, value)
+        _running.discard(self)
 
     def _tell(
         self,
@@ -57,6 +61,20 @@ class Disk:
     ) -> None:
         if result is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(how, result, what)
+
+
+def finish(limit_s: float) -> None:
+    """To be called before a process ends: all disks do what they were asked for, whoever waits for it or not.
+
+    One that hangs is waited for so long, and the others, which are on the same card, no longer.
+    """
+    running = list(_running)
+    for disk in running:
+        disk.close()
+    for disk in running:
+        disk._thread.join(limit_s)
+        if disk._thread.is_alive():
+            return
 
 
 def _succeed(result: _Result, value: Any) -> None:

@@ -21,12 +21,14 @@ from typing import Any, Literal, Protocol, TypeVar
 import msgspec
 from msgspec import inspect
 
+from common import disk
 from common.files import FolderInUse, FolderLock, make_folder
 from common.messages import UNDECODABLE
 
 log = logging.getLogger(__name__)
 
 NICE = -10
+DISK_LIMIT_S = 1.0  # that the end waits for disks
 CHECK_HELP = "say whether the configuration is fine, and start nothing"
 EXIT_LOSS = 3
 EXIT_SOFTWARE = 70
@@ -161,6 +163,7 @@ def run_daemon(main: Callable[[Supervisor], Awaitable[None]]) -> int:
         except* Exception:
             log.exception("ending: a part of the daemon failed")
             code = EXIT_SOFTWARE
+        disk.finish(DISK_LIMIT_S)
         return code
 
     _take_descriptors()

@@ -31,7 +31,8 @@ from tests.sim.streams import until
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
-import asyncio, sys
+import asyncio, sys, time
+from common.disk import Disk
 from common.files import FolderInUse
 from common.service import ConfigError, Supervisor, run_daemon
 
@@ -52,6 +53,10 @@ class Daemon:
         await asyncio.sleep(0)
         raise error
 
+    def write(self, seconds):
+        time.sleep(seconds)
+        print(f"written in {seconds} s", flush=True)
+
     async def begin(self):
         self.supervisor.keep("forever", self.forever())
         await asyncio.sleep(0)
@@ -60,6 +65,14 @@ class Daemon:
             self.supervisor.keep("part", self.returns())
         elif part == "part returns":
             self.supervisor.start("part", self.returns())
+        elif part == "disk at work":
+            self.disks = [Disk("one"), Disk("other")]
+            for seconds in (0.3, 0.1):
+                self.supervisor.start("part", self.disks[0].do(self.write, seconds))
+        elif part == "disk hangs":
+            self.disks = [Disk("one"), Disk("other")]
+            for disk in self.disks:
+                self.supervisor.start("part", disk.do(self.write, 60))
         elif part == "kept part raises":
             self.supervisor.keep("part", self.raises())
         elif part == "part raises":
@@ -104,6 +117,19 @@ def test_a_signal_ends_a_daemon_in_order(part: str, number: signal.Signals) -> N
         daemon.send_signal(number)
         out, err = daemon.communicate(timeout=20)
     assert (daemon.returncode, out, err) == (0, "unwound\n", "")
+
+
+@pytest.mark.parametrize(
+    "part, written", [("disk at work", "written in 0.3 s\nwritten in 0.1 s\n"), ("disk hangs", "")]
+)
+def test_what_a_disk_was_asked_for_is_done_before_the_end(part: str, written: str) -> None:
+    """Though who asked no longer waits for it; a disk that hangs is not waited for."""
+    with started(part) as daemon:
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline() == "ready\n"
+        daemon.send_signal(signal.SIGTERM)
+        out, err = daemon.communicate(timeout=20)
+    assert (daemon.returncode, out, err) == (0, f"unwound\n{written}", "")
 
 
 @pytest.mark.parametrize("part", ["kept part returns", "kept part raises", "part raises", "begin raises"])
