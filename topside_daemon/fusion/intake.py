@@ -26,7 +26,8 @@ from topside_daemon.fusion.columns import (
 )
 from topside_daemon.fusion.index import Index
 from topside_daemon.fusion.kernel import Kernel
-from topside_daemon.fusion.texts import BYTE_ORDER_MARK, Batch, Texts, kind_of_header
+from topside_daemon.fusion.parts import BYTE_ORDER_MARK, kind_of_header
+from topside_daemon.fusion.texts import Batch, Texts
 
 BATCH_ROWS = 1 << 15  # that one scan takes
 WIDEST_NS = 1 << 62  # of which sums and differences have room

@@ -28,13 +28,14 @@ from topside_daemon.fusion.kernel import Kernel, choose_kernel
 from topside_daemon.fusion.labelled import ASTRAY_NS, Labelled, astray_rows, boot_rows, repeated_rows, without
 from topside_daemon.fusion.ladder import UNPLACED, Ladder, Record, climb
 from topside_daemon.fusion.ladder.steps import Pieces
+from topside_daemon.fusion.parts import chunk_files
 from topside_daemon.fusion.seqset import SeqSet
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.sorting import by_clock, fill, first_of_each, sorted_rows
 from topside_daemon.fusion.spill import Spill
 from topside_daemon.fusion.stamps import Stamps
 from topside_daemon.fusion.tether import LinkMemory
-from topside_daemon.fusion.texts import Input, Texts, chunk_files, shown, stream_input
+from topside_daemon.fusion.texts import Input, Texts, shown, stream_input
 from topside_daemon.fusion.timeline import ANCHOR_ROWS, Beginning
 
 SESSION_FILE = "session.json"
@@ -263,6 +264,7 @@ class _StreamReader:
             unnumbered=intake.labelled.rows,
             clock_events=_clock_events(folder),
         )
+        self.notes += [f"{shown(folder.name)}: {texts.note}"] * bool(texts.note)
         self.notes += [f"{name} is not as it was sealed: every row was checked" for name in texts.changed]
         self.notes += [
             f"{name} is in the manifest, and not in the folder" for name in texts.absent[:ABSENT_SHOWN]

@@ -7,7 +7,6 @@ otherwise) has a place behind all of them.
 import errno
 import hashlib
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,9 +17,10 @@ from msgspec import Struct
 
 from common.manifest import read_manifest
 from common.messages import Chunk
-from common.rows import HEADER, OLD_HEADER
+from common.rows import HEADER
 from topside_daemon.fusion.columns import LENGTH_MAX, OFFSET_SHIFT, SLACK, Column, column
 from topside_daemon.fusion.index import Block
+from topside_daemon.fusion.parts import COMBINED, is_ours, parts_of
 from topside_daemon.fusion.spill import Spill
 from topside_daemon.fusion.stock import Stock
 
@@ -29,15 +29,8 @@ WHOLE_BYTES = 1 << 20  # a file no larger is read at once, and its hash known be
 REGION_BYTES = 8 << 20  # rows that are out of order are read together from so much text
 BEYOND = 1 << 42  # the place of the first text that is in no file; a place has 43 bits
 
-HEADER_START = b"timestamp,"
-_OLD_COLUMNS = b"timestamp,sensor_id,mode,value"
-_OUR_COLUMNS = f"{OLD_HEADER},seq".encode("ascii")
-COMBINED = "session.csv"
 _PLACE = Layout("<q")
-_CHUNK = re.compile(r"chunk_(\d+)\.(csv|tmp|csv\.tmp)")  # the last is an open chunk of the old Cockpit
-_OUR_FIELDS = HEADER.count(",") + 1
 _OUR_HEAD = HEADER.encode("ascii") + b"\r\n"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of a file that went through a spreadsheet
 
 
 class Input(Struct, frozen=True):
@@ -110,41 +103,11 @@ class _File(NamedTuple):
 def stream_input(folder: Path, root: Path) -> Input:
     """What a `Texts` of the same would have read by now. Raises OSError: it cannot be read."""
     hashes, size = [], 0
-    for name in chunk_files(folder):
+    for name in parts_of(folder, read_manifest(folder)).names:
         with (folder / name).open("rb") as file:
             hashes.append((name, hashlib.file_digest(file, "sha256").hexdigest()))
             size += file.tell()
     return Input.of_stream(folder.relative_to(root).as_posix(), hashes, size)
-
-
-def chunk_files(folder: Path) -> list[str]:
-    """Names of the chunks of a folder in order, or of the combined file where there are none."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file()]
-    chunks = [(int(match[1]), match[2], name) for name in names if (match := _CHUNK.fullmatch(name))]
-    if chunks:
-        return [name for *_, name in sorted(chunks)]
-    return [COMBINED] if COMBINED in names else []
-
-
-def is_ours(text: bytearray | bytes) -> bool:
-    """Whether rows are as our recorder writes them, by the first line that says something."""
-    for line in text[:4096].splitlines():
-        content = line.removeprefix(BYTE_ORDER_MARK)
-        kind = kind_of_header(content)
-        if kind is not None:
-            return kind
-        if content.strip() and not content.startswith(HEADER_START):  # else a header that is damaged
-            return content.count(b",") + 1 >= _OUR_FIELDS
-    return False
-
-
-def kind_of_header(line: bytes | bytearray) -> bool | None:
-    """Whether a header announces rows of ours; None if it is none that any recorder writes."""
-    content = line.rstrip(b"\r\n")
-    if content == HEADER.encode("ascii"):
-        return True
-    return False if content.startswith(_OLD_COLUMNS) and not content.startswith(_OUR_COLUMNS) else None
 
 
 def shown(name: str) -> str:
@@ -170,6 +133,7 @@ class Texts:
         self.changed: list[str] = []  # files that are not as their recorder had sealed them
         self.absent: list[str] = []  # files that it had sealed and that are not here
         self.last_seq = -1  # the highest number that it had sealed
+        self.note = ""  # what was found of a combining that broke off
 
     @property
     def input(self) -> Input:
@@ -190,7 +154,7 @@ class Texts:
         """All lines of all files, in order; to be asked for once."""
         manifest = read_manifest(self._folder)
         known = {chunk.name: chunk.sha256 for chunk in manifest.chunks} if manifest else {}
-        names = chunk_files(self._folder)
+        names, self.note = parts_of(self._folder, manifest)
         if manifest is not None:
             self._look_for(manifest.chunks, names)
         buffer, waiting = bytearray(BATCH_BYTES + WHOLE_BYTES + SLACK), _Waiting()
