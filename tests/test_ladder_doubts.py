@@ -132,6 +132,27 @@ def test_an_early_stop_does_not_bend_a_line_that_others_carry() -> None:
     assert max(map(abs, errors_ns(old, session))) <= 10 * MS
 
 
+@pytest.mark.parametrize("size_s", [8.0, 30.0])
+@pytest.mark.parametrize("time_sync", [None, TimeSync()])
+@pytest.mark.parametrize("periodic", [0, 4])
+def test_a_gap_that_may_be_a_step_says_so(size_s: float, time_sync: TimeSync | None, periodic: int) -> None:
+    """The in-water record ends beyond the surface's by about the size of a gap in it: a step, or a dropout
+    and a surface sensor that ended early. Either way the interval holds the truth."""
+    marks = tuple(both("PERIODIC", 60.0 * n, 4.0, str(0xF47AC100 + n)) for n in range(1, 1 + periodic))
+    markings = (both("START", 1.0, 5.0), *marks)
+    old = OldSession(markings=markings, time_sync=time_sync)
+    gone = (old.duration_s - 0.8 * size_s, old.duration_s)
+    for one in (
+        replace(old, inwater_gap_s=(300.0, 300.0 + size_s), surface_gap_s=gone),
+        replace(old, pi_steps=((300.0, size_s),)),
+    ):
+        session = read(one)
+        assert_honest(one, session)
+        for seed in session.ladder.seeds:
+            assert seed.quality == "low"
+            assert f"a gap of {size_s:.0f}" in seed.reason and "is taken for a step" in seed.reason
+
+
 @pytest.mark.parametrize("time_sync", [None, TimeSync()])
 @pytest.mark.parametrize("side", ["in-water", "surface"])
 def test_a_step_is_found_between_markers_that_are_two_events(side: str, time_sync: TimeSync | None) -> None:

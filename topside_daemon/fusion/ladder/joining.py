@@ -127,8 +127,13 @@ class Joining:
             doubtful.remove(witnessed)
             self._add([witnessed], "markers measure a gap of its labels as a step")
         outside = [one for one in doubtful if one[0] == INWATER and self._overhangs(one[1])][:1]
-        self._add(outside, "a gap of its labels would put the rest beyond the surface's end")
+        likely = [(side, replace(jump, sd_ns=_doubt_sd_ns(jump))) for side, jump in outside]
+        self._add(likely, "a gap of its labels would put the rest beyond the surface's end")
         self._doubt([one for one in doubtful if one not in outside and self._is_open(*one)])
+        self.doubts += [
+            f"{self._gap(*one)} is taken for a step, and may be none if the surface ended early"
+            for one in outside
+        ]
 
     def _add(self, found: Sequence[tuple[int, Jump]], evidence: str) -> None:
         for side, jump in found:
@@ -226,14 +231,16 @@ class Joining:
     def _doubt(self, found: Sequence[tuple[int, Jump]]) -> None:
         """Nothing is taken out of the labels, but what lies behind may be off by as much."""
         for side, jump in found:
-            at, size_s = format_utc(self.labels_ns[side][jump.index]), jump.size_ns / 1e9
-            gap = f"a gap of {size_s:.1f} s in the {SIDES[side]} labels at {at}"
-            self.doubts.append(f"{gap} may be a step of the clock, nothing after it tells")
-            self._jumps[side].append(replace(jump, size_ns=0, sd_ns=round(abs(jump.size_ns) * DOUBT_SHARE)))
+            self.doubts.append(f"{self._gap(side, jump)} may be a step of the clock, nothing after it tells")
+            self._jumps[side].append(replace(jump, size_ns=0, sd_ns=_doubt_sd_ns(jump)))
         self.doubts[DOUBTS_SHOWN:] = [f"{len(found) - DOUBTS_SHOWN} more such gaps"] * (
             len(found) > DOUBTS_SHOWN
         )
         self._cut()
+
+    def _gap(self, side: int, jump: Jump) -> str:
+        at, size_s = format_utc(self.labels_ns[side][jump.index]), jump.size_ns / 1e9
+        return f"a gap of {size_s:.1f} s in the {SIDES[side]} labels at {at}"
 
     def pairs(self, piece: int) -> list[Pair]:
         """The marker pairs on the joined labels, as they serve one in-water piece; in order of arrival."""
@@ -272,6 +279,10 @@ class Joining:
         under, deck = self.pieces
         here, there = under.of(tie.indices[INWATER]), deck.of(tie.indices[SURFACE])
         return sqrt(abs(under.variances[here] - under.variances[piece]) + deck.variances[there])
+
+
+def _doubt_sd_ns(jump: Jump) -> int:
+    return round(abs(jump.size_ns) * DOUBT_SHARE)
 
 
 def _start_ns(record: Record) -> int | None:

@@ -161,12 +161,14 @@ def fit(pairs: Sequence[Pair]) -> Line:
     """The line under the pairs, or a constant where the drift does not stand out from the delays.
 
     A pair counts the less the later it is against the earliest, because delay only adds. The deviation
-    of the delays is the spread of the pairs, together with what is known of such calls.
+    of the delays is the spread of the pairs, together with what is known of such calls. A step that lies
+    between all of them and where they are used is one error, however many they are.
     """
     origin = pairs[0]
     xs = [(pair.inwater_ns - origin.inwater_ns) / _S for pair in pairs]
     ys = [float(pair.offset_ns - origin.offset_ns) for pair in pairs]
-    carried = [pair.carried_ns for pair in pairs]
+    common = min(pair.carried_ns**2 for pair in pairs)
+    carried = [sqrt(pair.carried_ns**2 - common) for pair in pairs]
     sloped = _weigh(xs, ys, carried, sloped=True)
     drift_sd = sqrt(sloped.drift_variance)
     doubtful = len(pairs) < 3 and not all(pair.ordered for pair in pairs)
@@ -184,7 +186,7 @@ def fit(pairs: Sequence[Pair]) -> Line:
         at_ns=origin.inwater_ns + round(middle * _S),
         offset_ns=origin.offset_ns + round(level.y + level.drift * (middle - level.x)),
         drift=level.drift,
-        level_variance=level.variance + sloped.drift_variance * (middle - level.x) ** 2 * linear,
+        level_variance=level.variance + sloped.drift_variance * (middle - level.x) ** 2 * linear + common,
         drift_variance=sloped.drift_variance if linear else unfitted,
         span_s=span_s,
         apart_s=apart_s,
