@@ -1,6 +1,7 @@
 """The table of the offline fusion, row by row what the streaming fuser says, by either kernel, from any
 record."""
 
+import csv
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -78,6 +79,23 @@ def test_a_sensor_that_spells_otherwise_keeps_its_digits(tmp_path: Path) -> None
         fuse_session(tmp_path / "s", tmp_path / kernel.name, kernel=kernel)
         text = (tmp_path / kernel.name / file_name("csv")).read_text()
         assert all(f",s x,freerun,{value},25,," in text for value in values)
+
+
+@pytest.mark.parametrize("kernel", kernels(), ids=lambda one: one.name)
+@pytest.mark.parametrize("name", ['"erial', '6" probe', '"'])
+def test_a_name_with_a_quote_spoils_no_row(name: str, kernel: Kernel, tmp_path: Path) -> None:
+    """Recorders write names as they are; who reads the table by the rules of CSV finds them again."""
+    folder = tmp_path / "in-water_1"
+    folder.mkdir()
+    rows = [
+        f"2025-11-21T22:34:{n:02d}.000Z,{name if n % 3 else 's'},freerun,0.{n:02d},25,7" for n in range(12)
+    ]
+    (folder / "session.csv").write_text("\n".join(["timestamp,sensor_id,mode,value,TempC,Vin", *rows, ""]))
+    assert not fuse_session(tmp_path, kernel=kernel).rejects
+    with (tmp_path / file_name("csv")).open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [one["inwater_sensor_id"] for one in found] == [name if n % 3 else "s" for n in range(12)]
+    assert [one["inwater_value"] for one in found] == [f"0.{n:02d}" for n in range(12)]
 
 
 @pytest.mark.parametrize("kernel", kernels(), ids=lambda one: one.name)

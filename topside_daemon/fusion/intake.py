@@ -146,9 +146,8 @@ class Intake:
     def _row_of(self, reading: Reading, place: int) -> _Row:
         """Raises ValueError: longer than any row."""
         r = reading
-        text = (
-            f"{format_utc(r.utc_ns)},{r.sensor_id},{r.mode},{r.value},{r.temp_c or ''},{r.vin or ''}".encode()
-        )
+        names = f"{_quoted(r.sensor_id)},{_quoted(r.mode)}"
+        text = f"{format_utc(r.utc_ns)},{names},{r.value},{r.temp_c or ''},{r.vin or ''}".encode()
         if len(text) > LENGTH_MAX:
             raise ValueError(f"longer than a row can be: {text[:80]!r}")
         columns = (r.temp_c is not None) + (r.vin is not None)
@@ -213,6 +212,11 @@ class Intake:
             else:
                 self.rejects.append(reject)
         self._doubtful.clear()
+
+
+def _quoted(name: str) -> str:
+    """As readers of CSV want it; recorders write it as it is."""
+    return '"' + name.replace('"', '""') + '"' if '"' in name else name
 
 
 def decode_text(text: bytes | bytearray, seq: int, epoch: int, at_ns: int) -> Reading:

@@ -61,7 +61,6 @@ class ParquetTable:
             table = pa.csv.read_csv(
                 pa.BufferReader(bytes(self._lines)),
                 read_options=pa.csv.ReadOptions(column_names=self._schema.names, use_threads=False),
-                parse_options=pa.csv.ParseOptions(quote_char=False),
                 convert_options=pa.csv.ConvertOptions(
                     column_types=self._schema, null_values=[""], strings_can_be_null=True
                 ),

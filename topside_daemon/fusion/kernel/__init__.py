@@ -98,8 +98,8 @@ class Kernel(Protocol):
         """Fill *rows* with the canonical rows among the lines of text[start:stop], as far as there is room.
 
         Canonical is what our recorder (*ours*), or the old ones, write: a stamp with 3 or 6 decimals and Z or
-        +00:00, printable text, decimal numbers, no SYNC_ mode; ours with a checksum, which is looked at if
-        *check*. All other lines but blank ones are odd.
+        +00:00, printable text without quotes, decimal numbers, no SYNC_ mode; ours with a checksum, which is
+        looked at if *check*. All other lines but blank ones are odd.
 
         Args:
             base: the place of text[0].

@@ -121,10 +121,10 @@ static int stamp_at(const u8 *p, const u8 *end, memory *last, i64 *utc_ns)
     return (int)(q - p);
 }
 
-/* End of the text field at p: printable ASCII up to a comma; NULL if it is none. */
+/* End of the text field at p: printable ASCII but quotes, up to a comma; NULL if it is none. */
 static const u8 *text_field(const u8 *p, const u8 *end)
 {
-    while (p < end && *p >= ' ' && *p <= '~' && *p != ',') p++;
+    while (p < end && *p >= ' ' && *p <= '~' && *p != ',' && *p != '"') p++;
     return p < end && *p == ',' ? p : 0;
 }
 
