@@ -288,11 +288,11 @@ def another_version(folder: Path) -> Path:
 
 def test_a_worker_of_another_version_is_refused(tmp_path: Path) -> None:
     """It gets no session, others do; where there is no other, nothing is done and the cure is named."""
-    data, other = dives(tmp_path / "data", 4, duration_s=2), another_version(tmp_path / "other")
+    data, other = dives(tmp_path / "data", 60, duration_s=15), another_version(tmp_path / "other")
     with cluster(other, ROOT) as address:
         _await_workers(address, 2)
         code, said, complained = ended(fusion(data, "--dask", address))
-        assert (code, said.splitlines()[-1]) == (0, "4 fused")
+        assert (code, said.splitlines()[-1]) == (0, "60 fused")
         assert re.fullmatch(
             rf"worker tcp://\S+ has version 9\.9\.9, this is {VERSION}: not used\n", complained
         )

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import distributed
 
@@ -26,17 +27,26 @@ def on_cluster(jobs: Sequence[Job], address: str | None, workers: int, tell: Cal
     with ExitStack() as held:
         client = held.enter_context(_client(address, workers, held))
         chosen = _chosen(client, tell)
-        waiting = {
-            # Others only when these are gone; what has another version refuses by itself.
-            client.submit(work_off, job, workers=chosen, allow_other_workers=True, pure=False): number
-            for number, job in enumerate(jobs)
-        }
-        for future in distributed.as_completed(waiting):
+
+        def submit(number: int, elsewhere: bool) -> Any:
+            return client.submit(
+                work_off, jobs[number], workers=chosen, allow_other_workers=elsewhere, pure=False
+            )
+
+        # Others may take what these do not come to: were it these alone, all would wait when they are gone.
+        waiting = {submit(number, True): number for number in range(len(jobs))}
+        done = distributed.as_completed(waiting)
+        for future in done:
+            number = waiting.pop(future)
             error = future.exception()
-            if error is None:
-                yield waiting[future], future.result()
+            if error is not None:
+                yield number, Outcome(EXIT_LOSS, failure=f"{jobs[number].path}: {error}")
+            elif future.result().misplaced and set(chosen) & set(client.nthreads()):
+                again = submit(number, False)
+                waiting[again] = number
+                done.add(again)
             else:
-                yield waiting[future], Outcome(EXIT_LOSS, failure=f"{jobs[waiting[future]].path}: {error}")
+                yield number, future.result()
 
 
 def _client(address: str | None, workers: int, held: ExitStack) -> distributed.Client:

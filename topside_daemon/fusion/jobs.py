@@ -35,20 +35,20 @@ class Job(Struct, frozen=True):
 
 class Outcome(Struct, frozen=True):
     """Either a report or a failure, in one line or, of our own making, as a traceback. unchanged: the report
-    is that of the last time."""
+    is that of the last time. misplaced: whoever was asked has another version."""
 
     code: int
     report: Report | None = None
     unchanged: bool = False
     failure: str = ""
+    misplaced: bool = False
 
 
 def work_off(job: Job) -> Outcome:
     """Do it, and never raise for what is wrong with a session."""
     if job.version != VERSION:
-        return Outcome(
-            EXIT_LOSS, failure=f"refused: this worker has version {VERSION}, asked is {job.version}"
-        )
+        reason = f"{job.path}: refused by a worker of version {VERSION}, asked is {job.version}"
+        return Outcome(EXIT_LOSS, failure=reason, misplaced=True)
     try:
         return _work_off(job)
     except (SessionError, ImportError) as error:
