@@ -112,6 +112,32 @@ def test_a_closed_folder_costs_itself_only(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "reef-0" / "session_000" / TABLE).exists()
 
 
+def test_a_name_that_is_no_text_costs_nobody_anything(tmp_path: Path) -> None:
+    """Its bytes are told as escapes, also in JSON, and the others are fused."""
+    for name in (b"a\xff", b"b"):
+        draw_session(1, duration_s=1).write(tmp_path / "data" / os.fsdecode(name))
+    code, said, complained = ended(fusion(tmp_path / "data", "--json"))
+    assert (code, complained) == (0, "2 fused\n")
+    assert [Path(json.loads(line)["path"]).name for line in said.splitlines()] == [r"a\xff", "b"]
+
+
+def test_the_way_to_a_session_changes_no_byte(tmp_path: Path) -> None:
+    """Given whole, from another folder, or as the one that one is in, with notes on what is damaged."""
+    folder = KINDS["constant"].write(tmp_path / "reef")
+    for name in ("session.json", "sync_metadata.json"):
+        (folder / name).write_text("{")
+    found = set()
+    for given, place in ((folder, tmp_path), ("reef", tmp_path), (".", folder)):
+        command = [sys.executable, "-m", "topside_daemon.fusion", str(given), "--force"]
+        subprocess.run(command, cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+        found.add((folder / "unified_session.json").read_bytes())
+    [report] = found
+    assert (
+        len([note for note in json.loads(report)["notes"] if "not used: Input data was truncated" in note])
+        == 2
+    )
+
+
 def test_no_path_at_all_is_a_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([])

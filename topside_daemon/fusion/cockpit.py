@@ -90,10 +90,11 @@ def _marker(mode: str, value: str, utc_ns: int, epoch: int = UNNUMBERED, mono_ns
 
 def read_metadata(folder: Path, notes: list[str]) -> Metadata:
     """What an old Cockpit measured; damage costs a note and what it hit."""
+    path = folder / METADATA_FILE
     try:
-        found = read_json(folder / METADATA_FILE, dict[str, Any])
+        found = read_json(path, dict[str, Any])
     except ValueError as error:
-        notes.append(f"not used: {error}")
+        notes.append(f"{METADATA_FILE} not used: {str(error).removeprefix(f'{path}: ')}")
         return Metadata()
     if found is None:
         return Metadata()

@@ -244,12 +244,13 @@ class Summary:
         return cls([(1, value) for value in sorted(values)])
 
     def quantile(self, share: float, longest: float = float("inf")) -> float | None:
-        """The value that this share of all do not exceed, of those up to about *longest*; None of none."""
+        """The smallest that at least this share of all do not exceed, of those up to about *longest*; None of
+        none."""
         regular = [(count, total) for count, total in self._filled if total <= longest * count]
-        before, last = 0, sum(count for count, _ in regular) - 1
+        wanted, reached = share * sum(count for count, _ in regular), 0
         for count, total in regular:
-            before += count
-            if before > last * share:
+            reached += count
+            if reached >= wanted:
                 return total / count
         return None
 

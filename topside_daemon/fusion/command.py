@@ -21,6 +21,7 @@ from topside_daemon.fusion.report import report_text
 from topside_daemon.fusion.sessions import Found, find_sessions
 from topside_daemon.fusion.settings import Mode, Settings
 from topside_daemon.fusion.tables import Format, file_name, pip_install
+from topside_daemon.fusion.texts import shown
 
 EXIT_INTERRUPTED = 130
 HERE = "here"  # a cluster of this machine's own, instead of an address
@@ -253,7 +254,7 @@ class _Account:
         if outcome.report is None:
             return
         if self._json:
-            said = {"path": str(job.path), "out": str(job.out), "unchanged": outcome.unchanged}
+            said = {"path": shown(str(job.path)), "out": shown(str(job.out)), "unchanged": outcome.unchanged}
             self._print(to_json(said | to_builtins(outcome.report)).decode())
             return
         made = ", ".join(str(job.out / file_name(one)) for one in job.formats)

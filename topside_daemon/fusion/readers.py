@@ -411,10 +411,11 @@ class _Record(Struct):
 def _read_record(folder: Path, notes: list[str]) -> _Record:
     """What can be used of it; the rest costs notes."""
     path, record = folder / SESSION_FILE, _Record()
+    place = shown(f"{folder.resolve().name}/{SESSION_FILE}")  # however the folder was given
     try:
         parts = read_json(path, dict[str, Any]) or {}
     except ValueError as error:
-        notes.append(f"not used: {error}")
+        notes.append(f"{place} not used: {str(error).removeprefix(f'{path}: ')}")
         return record
     for field in msgspec.structs.fields(_Record):
         if field.name in parts:
@@ -422,7 +423,7 @@ def _read_record(folder: Path, notes: list[str]) -> _Record:
                 _check_numbers(parts[field.name])
                 setattr(record, field.name, msgspec.convert(parts[field.name], field.type))
             except ValueError as error:
-                notes.append(f"{field.name} of {path} not used: {error}")
+                notes.append(f"{field.name} of {place} not used: {error}")
     return record
 
 
