@@ -238,13 +238,16 @@ def test_a_wide_time_sync_confirms_nothing(uncertainty_ms: int, quality: str) ->
 
 
 @pytest.mark.parametrize("drift_ppm", [0.0, 40.0])
+@pytest.mark.parametrize("later", [0, 1, 30])
 @pytest.mark.parametrize("count", [1, 10])
-def test_rows_that_are_in_the_file_twice_count_once(tmp_path: Path, count: int, drift_ppm: float) -> None:
+def test_rows_that_are_in_the_file_twice_count_once(
+    tmp_path: Path, count: int, later: int, drift_ppm: float
+) -> None:
     """A run of old rows written again is dropped and counted, and is no step of the clock."""
     old = replace(CONSTANT, drift_ppm=drift_ppm)
 
     def repeat(lines: list[str]) -> None:
-        lines[50:50] = lines[50 - count : 50]
+        lines[50 + later : 50 + later] = lines[50 - count : 50]
 
     session = amended(old, tmp_path, repeat)
     assert (session.inwater.duplicates, session.inwater.rejects) == (count, [])

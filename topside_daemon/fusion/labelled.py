@@ -49,12 +49,14 @@ class Labelled(Sequence[Reading]):
 def repeated_rows(index: Index, readings: Labelled) -> list[int]:
     """Rows that are in the file a second time, where labels do not rise.
 
-    A row like the one before it, or one of a run: after a clock was set back, a single reading may by
-    chance equal another.
+    A row like the one before it, one of a run, or one behind which labels go on as before it: after a clock
+    was set back, a single reading may by chance equal another.
     """
     again = _labels_again(index)
     last: dict[Reading, int] = {}
     lags: dict[int, int] = {}
+    passed: set[int] = set()
+    latest = MISSING
     for block in index.blocks():
         for row, label in enumerate(block.at, block.first):
             if label in again:
@@ -62,7 +64,14 @@ def repeated_rows(index: Index, readings: Labelled) -> list[int]:
                 if reading in last:
                     lags[row] = row - last[reading]
                 last[reading] = row
-    return [row for row, lag in lags.items() if lag == 1 or lag in (lags.get(row - 1), lags.get(row + 1))]
+            if label > latest:
+                latest = label
+                passed.add(row - 1)
+    return [
+        row
+        for row, lag in lags.items()
+        if lag == 1 or row in passed or lag in (lags.get(row - 1), lags.get(row + 1))
+    ]
 
 
 def _labels_again(index: Index) -> set[int]:
