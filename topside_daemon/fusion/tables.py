@@ -32,7 +32,7 @@ class Table(Protocol):
     """One file of the table."""
 
     def write(self, lines: memoryview) -> None:
-        """Add rows, as lines of CSV; they must stay as they are until the next call returns."""
+        """Add rows, as lines of CSV."""
 
     def finish(self, provenance: dict[str, bytes]) -> Output:
         """All rows were given. provenance: how the table was made, by name."""

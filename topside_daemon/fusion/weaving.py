@@ -123,7 +123,7 @@ class Weaver:
         self.totals, self.distances = Totals(), Tally()
 
     def weave(self, pairing: Pairing, reach_ns: int) -> Iterator[memoryview]:
-        """Lines of the table, some at a time; each piece is valid until the one after the next.
+        """Lines of the table, some at a time; each piece is valid until the next.
 
         Args:
             reach_ns: how much later than its in-water reading a partner may be.

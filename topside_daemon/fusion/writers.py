@@ -2,16 +2,20 @@
 
 import fcntl
 import os
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from errno import EINVAL
 from io import FileIO
+from mmap import mmap
 from pathlib import Path
 from types import TracebackType
 
 from common.files import fsync_folder
 
-BEHIND_BYTES = 8 << 20  # that may be written and not yet on the disk
+BLOCK_BYTES, BLOCKS = 2 << 20, 3  # one is filled while others are written
+PAGE_BYTES = 1 << 12  # of a disk
 
 
 class Products:
@@ -97,14 +101,21 @@ def _locked(path: Path) -> FileIO:
 
 
 class Sink:
-    """A file that is written by one thread and synced by another, while its maker goes on."""
+    """A file that one thread writes in blocks while its maker goes on.
+
+    It goes past the system's cache, where the file system knows how: what is written once need not be copied
+    there, nor push out what others read again, and is on the disk when the last block is.
+    """
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
-        self._writer, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._writing: Future[None] | None = None
-        self._syncing: Future[None] | None = None
-        self._written = self._synced = 0
+        self._direct = _set_direct(file, True)
+        self._blocks = deque(
+            mmap(-1, BLOCK_BYTES) for _ in range(BLOCKS)
+        )  # page by page, as such writes want
+        self._filled = 0  # bytes of the first of them
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: deque[Future[None]] = deque()
         self.size = 0  # bytes taken
         self.closed = False
 
@@ -112,49 +123,62 @@ class Sink:
         return self
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append; *data* must stay as it is until the next call returns."""
-        _wait(self._writing)
-        self.size += len(data)
-        self._writing = self._writer.submit(self._write, memoryview(data))
+        """Append."""
+        rest = memoryview(data)
+        self.size += len(rest)
+        while rest:
+            some = rest[: BLOCK_BYTES - self._filled]
+            self._blocks[0][self._filled : self._filled + len(some)] = some
+            self._filled += len(some)
+            rest = rest[len(some) :]
+            if self._filled == BLOCK_BYTES:
+                self._hand_over()
 
-    def _write(self, view: memoryview) -> None:
-        while view:
-            done = self._file.write(view)
-            view = view[done:]
-            self._written += done
-        if self._written - self._synced >= BEHIND_BYTES:
-            _wait(self._syncing)
-            self._syncing = self._syncer.submit(self._sync, self._synced, self._written)
-            self._synced = self._written
+    def _hand_over(self) -> None:
+        """Have the first block written; the next has been by now."""
+        self._writing.append(self._writer.submit(self._write, self._blocks[0], self._filled))
+        self._blocks.rotate(-1)
+        self._filled = 0
+        if len(self._writing) == BLOCKS:
+            self._writing.popleft().result()
 
-    def _sync(self, since: int, until: int) -> None:
-        """Have on the disk what was written, and no longer in memory, which others need more."""
-        os.fsync(self._file.fileno())
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._file.fileno(), since, until - since, os.POSIX_FADV_DONTNEED)
+    def _write(self, block: mmap, size: int) -> None:
+        if size % PAGE_BYTES:  # the last one
+            self._direct = self._direct and not _set_direct(self._file, False)
+        rest = memoryview(block)[:size]
+        while rest:
+            try:
+                rest = rest[self._file.write(rest) :]
+            except OSError as error:
+                if error.errno != EINVAL or not self._direct:
+                    raise
+                self._direct = _set_direct(self._file, False)  # its pages are larger, or it promised too much
 
     def end(self) -> None:
         """Nothing more will come: let the rest get to the disk."""
-        _wait(self._writing)
-        self._writing = self._writer.submit(self._write_out)
-
-    def _write_out(self) -> None:
-        _wait(self._syncing)
-        self._sync(self._synced, self._written)
+        self._hand_over()
+        self._writing.append(self._writer.submit(os.fsync, self._file.fileno()))
 
     def finish(self) -> None:
         """Have all of it on the disk."""
         self.end()
-        _wait(self._writing)
+        while self._writing:
+            self._writing.popleft().result()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.closed = True
-        with self._file, self._syncer, self._writer:
+        with self._file, self._writer:
             pass
 
 
-def _wait(work: Future[None] | None) -> None:
-    if work is not None:
-        work.result()
+def _set_direct(file: FileIO, on: bool) -> bool:
+    """Go past the cache from now on, or no longer; whether it does."""
+    direct = getattr(os, "O_DIRECT", 0)
+    flags = fcntl.fcntl(file, fcntl.F_GETFL) & ~direct
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, flags | direct * on)
+    except OSError:
+        return False
+    return bool(direct * on)

@@ -77,7 +77,7 @@ class Loom(Protocol):
         tally: Tally,
     ) -> Iterator[memoryview]:
         """The lines of an in-water block, and of the surface readings alone before its last row, or, final,
-        to the end; each piece valid until the next but one. Cursor, totals and the tally of distances move
+        to the end; each piece valid until the next. Cursor, totals and the tally of distances move
         on.
 
         Args:

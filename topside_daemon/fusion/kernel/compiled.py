@@ -183,7 +183,7 @@ class Loom:
         for place, name in enumerate(options.statuses):
             entry = bytes([len(name)]) + name.encode("ascii")
             self._names[NAME_BYTES * place : NAME_BYTES * place + len(entry)] = entry
-        self._outs = [bytearray(OUT_BYTES) for _ in range(3)]  # one is written while another is filled
+        self._out = bytearray(OUT_BYTES)
 
     def weave(
         self,
@@ -200,15 +200,19 @@ class Loom:
         counts, place, done = _Totals(), column(3), column(2)
         place[0], place[1], place[2] = cursor.surface, cursor.partner, cursor.before_ns
         while True:
-            out = self._outs[0]
             self._weave(
                 *(byref(under), byref(clock), byref(deck), byref(self._options), final, _address(place)),
-                *(byref(counts), _address(tally.buckets), len(out), _address(out), _address(done)),
+                *(
+                    byref(counts),
+                    _address(tally.buckets),
+                    len(self._out),
+                    _address(self._out),
+                    _address(done),
+                ),
             )
             if not done[1]:
                 break
-            self._outs.append(self._outs.pop(0))
-            yield memoryview(out)[: done[1]]
+            yield memoryview(self._out)[: done[1]]
         cursor.surface, cursor.partner, cursor.before_ns = place
         totals.add(counts)
 
