@@ -110,9 +110,7 @@ class Sink:
     def __init__(self, file: FileIO) -> None:
         self._file = file
         self._direct = _set_direct(file, True)
-        self._blocks = deque(
-            mmap(-1, BLOCK_BYTES) for _ in range(BLOCKS)
-        )  # page by page, as such writes want
+        self._blocks = deque(mmap(-1, BLOCK_BYTES) for _ in range(BLOCKS))  # of pages, as such writes want
         self._filled = 0  # bytes of the first of them
         self._writer = ThreadPoolExecutor(1)
         self._writing: deque[Future[None]] = deque()
@@ -139,12 +137,12 @@ class Sink:
         self._writing.append(self._writer.submit(self._write, self._blocks[0], self._filled))
         self._blocks.rotate(-1)
         self._filled = 0
-        if len(self._writing) == BLOCKS:
+        if len(self._writing) >= BLOCKS:
             self._writing.popleft().result()
 
     def _write(self, block: mmap, size: int) -> None:
         if size % PAGE_BYTES:  # the last one
-            self._direct = self._direct and not _set_direct(self._file, False)
+            self._direct = _set_direct(self._file, False)
         rest = memoryview(block)[:size]
         while rest:
             try:
