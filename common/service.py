@@ -28,6 +28,7 @@ from common.messages import UNDECODABLE
 log = logging.getLogger(__name__)
 
 NICE = -10
+SWITCH_S = 0.0005  # after which a thread that computes lets the one go on that has bytes to stamp
 DISK_LIMIT_S = 1.0  # that the end waits for disks
 CHECK_HELP = "say whether the configuration is fine, and start nothing"
 EXIT_LOSS = 3
@@ -166,6 +167,7 @@ def run_daemon(main: Callable[[Supervisor], Awaitable[None]]) -> int:
         disk.finish(DISK_LIMIT_S)
         return code
 
+    sys.setswitchinterval(SWITCH_S)
     _take_descriptors()
     with suppress(OSError):  # a stamp is only as good as the wake-up; where that is allowed, be woken first
         os.nice(NICE)

@@ -46,7 +46,8 @@ from pi_daemon.answers import (
 )
 from pi_daemon.downloads import Downloads
 from pi_daemon.pages import DOCS, PAGE
-from pi_daemon.sessions import Sessions, SessionState, Wish
+from pi_daemon.sessions import Sessions, Wish
+from pi_daemon.shelf import SessionState
 from pi_daemon.views import Views
 
 API_VERSION = "0.2.0"  # of the old API that these calls keep to

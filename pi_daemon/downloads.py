@@ -2,6 +2,7 @@
 
 import os
 import re
+from bisect import bisect_left
 from pathlib import Path
 
 from aiohttp import web
@@ -9,9 +10,9 @@ from aiohttp import web
 from common.chunkstore import CHUNK_NAME, sealed_name
 from common.disk import Disk
 from common.manifest import MANIFEST, Manifest
-from common.messages import to_json
+from common.messages import Chunk, to_json
 from common.web import Refused
-from pi_daemon.sessions import SessionState
+from pi_daemon.shelf import SessionState
 
 SIDE_FILES = ("session.json", "markers.jsonl", "events.jsonl")
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
@@ -71,8 +72,16 @@ class Downloads:
 
 
 def _tag(state: SessionState, name: str) -> str | None:
-    sealed = next((chunk for chunk in reversed(state.chunks) if chunk.name == name), None)
-    return None if sealed is None else f'"{sealed.sha256}"'
+    match = CHUNK_NAME.fullmatch(name)
+    if match is None:
+        return None
+    place = bisect_left(state.chunks, int(match[1]), key=_index)
+    found = state.chunks[place] if place < len(state.chunks) else None
+    return f'"{found.sha256}"' if found is not None and found.name == name else None
+
+
+def _index(chunk: Chunk) -> int:
+    return chunk.index
 
 
 def _wanted_range(request: web.Request, tag: str | None) -> tuple[int, int | None] | None:

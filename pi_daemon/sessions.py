@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -11,40 +10,25 @@ from uuid import uuid4
 from msgspec import Struct
 
 from common.announcer import Announcer
-from common.chunkstore import chunk_files, recover, scan, verify
+from common.chunkstore import chunk_files, scan
 from common.clock import Clock
 from common.disk import Disk
 from common.files import read_json, why
 from common.instrument import Arrival, Instrument
-from common.manifest import ManifestWriter, read_manifest
-from common.messages import Chunk, Marker
+from common.messages import Marker
 from common.recorder import Recorder, RecordingEnded
-from common.recording import OpenChunk, Sequel, StreamRecord
+from common.recording import Sequel, StreamRecord
 from common.rows import format_utc
 from common.service import Supervisor
 from common.unfinished import Unfinished
 from common.web import Refused
 from pi_daemon.config import Config
 from pi_daemon.lease import Lease
+from pi_daemon.shelf import ROLE, SESSION_ID, SessionState, Shelf, newest
 
 log = logging.getLogger(__name__)
 
-SESSION_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-ROLE = "inwater"
 RETRY_S = 1.0  # between attempts to resume on a disk that refuses
-
-
-class SessionState(Struct, frozen=True):
-    """Where one recording stands, open or long stopped."""
-
-    record: StreamRecord
-    chunks: list[Chunk]
-    rows: int
-    last_seq: int
-    durable_seq: int
-    open_chunk: OpenChunk | None = None
-    trouble: str = ""
-    dropped: int = 0
 
 
 class Wish(Struct, frozen=True):
@@ -86,6 +70,7 @@ class Sessions:
         self._resume_trouble = ""
         self._unreadable = ""  # why a recording is left alone that should be going on
         self._disk, self._lookups = Disk("sessions"), Disk("lookups")  # looking holds up no start and no stop
+        self._shelf = Shelf(self.folder)
         self._unfinished = Unfinished(self.folder, self._look_for_unfinished)
 
     @property
@@ -325,7 +310,7 @@ class Sessions:
 
     async def listed(self, most: int) -> list[StreamRecord]:
         """The newest recordings, open or stopped, at most so many."""
-        return await self._lookups.do(_newest, self.folder, most)
+        return await self._lookups.do(newest, self.folder, most)
 
     async def find(self, session_id: str) -> SessionState:
         """Any recording, by id.
@@ -338,7 +323,7 @@ class Sessions:
             return _state_of(self._recorder)
         if SESSION_ID.fullmatch(session_id):
             try:
-                state = await self._lookups.do(_load, self.folder / session_id)
+                state = await self._lookups.do(self._shelf.load, session_id)
             except ValueError as error:  # not 404: it is there
                 raise Refused(409, f"session {session_id} cannot be read: {error}") from None
             if state is not None:
@@ -359,50 +344,7 @@ def _state_of(recorder: Recorder) -> SessionState:
     )
 
 
-def _newest(data: Path, most: int) -> list[StreamRecord]:
-    folders = [folder for folder in data.iterdir() if SESSION_ID.fullmatch(folder.name)]
-    records: list[StreamRecord] = []
-    for folder in sorted(folders, key=lambda one: one.stat().st_mtime_ns, reverse=True)[:most]:
-        with suppress(ValueError):  # damaged: asked for by its id, it says so
-            record = read_json(folder / "session.json", StreamRecord)
-            if record is None and (old := _old(folder)) is not None:
-                record = old.record
-            records += [record] if record is not None else []
-    return records
-
-
 def _remove_rowless(folder: Path) -> None:
     """Remove what a start that failed has left, if no row is in it."""
     if folder.is_dir() and all(scan(path.read_bytes()).rows == 0 for _, path in chunk_files(folder)):
         shutil.rmtree(folder)
-
-
-def _stopped_chunks(folder: Path) -> list[Chunk]:
-    """The chunks of a recording that nobody writes: files win over the manifest."""
-    manifest = read_manifest(folder)
-    known = {chunk.name for chunk in manifest.chunks} if manifest else set()
-    if {path.name for _, path in chunk_files(folder)} <= known and manifest is not None:
-        return manifest.chunks
-    mended = recover(folder)
-    ManifestWriter(folder, folder.name).write(manifest.started_at if manifest else "", mended.chunks)
-    return mended.chunks
-
-
-def _old(folder: Path) -> SessionState | None:
-    """A recording of the old API, as its manifest has it: it kept no record beside."""
-    manifest = read_manifest(folder)
-    if manifest is None:
-        return None
-    record = StreamRecord(
-        folder.name, "", ROLE, manifest.started_at, roll_interval_s=0.0, state="stopped", closed=True
-    )
-    return SessionState(record, manifest.chunks, manifest.total_rows, -1, -1)
-
-
-def _load(folder: Path) -> SessionState | None:
-    record = read_json(folder / "session.json", StreamRecord)
-    if record is None:
-        return _old(folder)
-    chunks = _stopped_chunks(folder) if record.state == "stopped" else verify(folder).chunks
-    last_seq = max((chunk.last_seq for chunk in chunks if chunk.last_seq is not None), default=-1)
-    return SessionState(record, chunks, sum(chunk.rows for chunk in chunks), last_seq, last_seq)

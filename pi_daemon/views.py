@@ -99,6 +99,7 @@ class Views:
         self._connected = connected
         self._exporting = asyncio.Lock()
         self._disk = Disk("exports")
+        self._one_at_a_time = asyncio.Lock()
         self._rows: deque[bytes] = deque(maxlen=ROWS)
 
     def take(self, arrival: Arrival) -> None:
@@ -126,13 +127,14 @@ class Views:
     async def recent(self, query: RecentQuery) -> Recent:
         """The readings of the last seconds, the oldest first."""
         since_ns = self._clock.mono_ns() - query.seconds * 1_000_000_000
-        count = 0
-        for row in reversed(self._rows):
-            if int(row[: row.index(b",")]) < since_ns:
-                break
-            count += 1
-        newest = list(islice(self._rows, len(self._rows) - count, None))
-        return Recent([_row(row) async for some in _slices(newest) for row in some])
+        async with self._one_at_a_time:  # however many ask
+            count = 0
+            for row in reversed(self._rows):
+                if int(row[: row.index(b",")]) < since_ns:
+                    break
+                count += 1
+            newest = list(islice(self._rows, len(self._rows) - count, None))
+            return Recent([_row(row) async for some in _slices(newest) for row in some])
 
     @property
     def kept(self) -> int:
