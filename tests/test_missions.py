@@ -143,6 +143,29 @@ def test_one_dive_is_fused_by_its_own_path(
     assert not (reef / "b1" / TABLE).exists()
 
 
+def test_a_surface_folder_is_fused_alone_if_it_alone_is_given(reef: Path) -> None:
+    assert main([str(reef / "surface_d2")]) == 0
+    assert input_names(reef / "surface_d2") == ["session.csv"]
+    assert not (reef / "b1" / TABLE).exists()
+
+
+def test_a_surface_record_of_another_name_goes_with_nobody(tmp_path: Path) -> None:
+    """Its `session.json` says what it is."""
+    mission = tmp_path / "reef"
+    lay(at(0), mission, "a", "surface_1")
+    lay(at(3600), mission, "b")
+    lay(at(0), mission, "", "surface_2")
+    (mission / "surface_2").rename(mission / "copied")
+    (mission / "copied" / "session.json").write_text('{"role": "surface"}')
+    found, _ = find_sessions([str(mission)])
+    assert [one.place.name for one in found] == ["a", "b", "copied"]
+    streams = [read(one.path) for one in found]
+    assert [(one.inwater.name, one.surface.name) for one in streams] == [
+        *(("a", "surface_1"), ("b", "")),
+        ("", "copied"),
+    ]
+
+
 def test_what_has_no_partner_is_fused_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A dive without surface recording, and a surface recording without dive, with a word on the former."""
     mission = tmp_path / "reef"
@@ -229,21 +252,36 @@ def rows_of(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "used"),
     [
-        '{"sensors": {"inWater": {"sessionId": "a"}, "surface": {"sessionId": "9"}}}',
-        '{"sensors": {"inWater": {"sessionId": "9", "directory": 3}, "surface": null}}',
-        '{"sensors": {"inWater": null, "surface": {"sessionId": "1"}}}',
-        '{"sensors": []}',
-        "{torn",
+        ('{"sensors": {"inWater": {"sessionId": "a"}, "surface": {"sessionId": "1"}}}', "a"),
+        ('{"sensors": {"inWater": {"directory": "/x/reef/b"}, "surface": null}}', "b"),
+        ('{"sensors": {"inWater": {"directory": "x\\\\b"}, "surface": {"directory": "surface_2/"}}}', "b"),
+        ('{"sensors": {"inWater": {"sessionId": "c"}, "surface": {"sessionId": "2"}}}', "c"),
+        ('{"sensors": {"inWater": {"sessionId": "a"}, "surface": {"sessionId": "2"}}}', ""),
+        ('{"sensors": {"inWater": {"sessionId": "9", "directory": 3}, "surface": null}}', ""),
+        ('{"sensors": {"inWater": null, "surface": {"sessionId": "1"}}}', ""),
+        ('{"sensors": []}', ""),
+        ("{torn", ""),
     ],
 )
-def test_metadata_that_name_no_dive_are_not_used(text: str, tmp_path: Path) -> None:
+def test_metadata_name_their_dive_by_id_or_folder(text: str, used: str, tmp_path: Path) -> None:
+    """On both sides, as far as the dive has them; in doubt they are of none."""
     mission = tmp_path / "reef"
     lay(at(0), mission, "a", "surface_1")
     lay(at(3600), mission, "b", "surface_2")
+    lay(at(7200), mission, "c")
     (mission / METADATA_FILE).write_text(text)
-    assert len(read(mission / "a").notes) == 1
+    notes = {dive: read(mission / dive).notes for dive in "abc"}
+    assert "".join(dive for dive in notes if not any(METADATA_FILE in one for one in notes[dive])) == used
+
+
+def test_metadata_of_a_mission_without_surface_are_used(tmp_path: Path) -> None:
+    """Where there are two in-water recordings and nothing else."""
+    lay(at(0, "time-sync only"), tmp_path / "reef", "a")
+    lay(at(3600, "time-sync only"), tmp_path / "reef", "b")
+    inputs = [[one.name for one in read(tmp_path / "reef" / dive).inputs] for dive in "ab"]
+    assert inputs == [["a/session.csv"], ["b/session.csv", METADATA_FILE]]
 
 
 def span(folder: Path, begin_s: float, end_s: float, rows: int = 5) -> Path:

@@ -93,11 +93,10 @@ def _locate_dive(path: Path) -> Located:
     home = path if path.name else path.absolute()  # the working directory has siblings too
     if _is_surface(home):
         return Located(None, home, home, home)
-    mission = home.parent
-    several = None if _is_stamped([home]) else _several_dives(mission)
+    several = _several_dives(home.parent)
     if several is None:
         return Located(home, None, home, home)
-    return Located(home, pair_up(*several).get(home), home, mission)
+    return Located(home, pair_up(*several).get(home), home, home.parent)
 
 
 def partners(mission: Path) -> dict[Path, Path]:

@@ -22,15 +22,18 @@ def pair_up(inwater: Sequence[Path], surface: Sequence[Path]) -> dict[Path, Path
     Those come first that share most of the time that they cover together. Their common time alone would
     mislead: the old Pi begins a recording with rows of the one before it, which may be all of that one.
     """
-    spans = {folder: span for folder in (*inwater, *surface) if (span := _span(folder))}
+    under_water, on_deck = (
+        [(folder, span) for folder in folders if (span := _span(folder))] for folders in (inwater, surface)
+    )
     shares = sorted(
-        (-_share(spans[under], spans[deck]), under, deck)
-        for under in spans.keys() & set(inwater)
-        for deck in spans.keys() & set(surface)
+        (-share, under, deck)
+        for under, one in under_water
+        for deck, other in on_deck
+        if (share := _share(one, other))
     )
     found: dict[Path, Path] = {}
-    for share, under, deck in shares:
-        if share and under not in found and deck not in found.values():
+    for _, under, deck in shares:
+        if under not in found and deck not in found.values():
             found[under] = deck
     return found
 
@@ -77,9 +80,7 @@ def _head(path: Path) -> list[bytes]:
 
 
 def _tail(path: Path) -> list[bytes]:
-    """Lines from the last one back; the one that is cut goes."""
+    """Lines from the last one back; the last of these may be cut, and then has no label."""
     with path.open("rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - EDGE_BYTES)
-        file.seek(start)
-        lines = file.read(EDGE_BYTES).splitlines()
-    return lines[: 0 if start else None : -1]
+        file.seek(max(0, file.seek(0, os.SEEK_END) - EDGE_BYTES))
+        return file.read(EDGE_BYTES).splitlines()[::-1]
