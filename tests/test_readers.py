@@ -22,8 +22,9 @@ from tests.sim.rows import read, recorded
 from topside_daemon.fusion.cockpit import METADATA_FILE
 from topside_daemon.fusion.columns import UNNUMBERED
 from topside_daemon.fusion.comparisons import EXCHANGES_FILE
+from topside_daemon.fusion.folders import SessionError
 from topside_daemon.fusion.fuse import fuse_session
-from topside_daemon.fusion.readers import SessionError, read_session
+from topside_daemon.fusion.readers import read_session
 from topside_daemon.fusion.timeline import Timeline
 
 OLD_HEAD = "timestamp,sensor_id,mode,value,TempC,Vin"

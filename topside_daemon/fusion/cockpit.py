@@ -26,6 +26,7 @@ WORST_BOUND_NS = 100_000_000  # half the round trip beyond which the old Cockpit
 
 NUMBER = re.compile(rb"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"(-?\d{1,20})(\.0*)?")
+_SEPARATOR = re.compile(r"[/\\]")
 _NOTHING = (b"", b"null", b"None", b"NaN", b"nan", b"undefined")  # how a missing number was written
 _FIELDS_MIN = 4  # timestamp, sensor, mode, value: what old readers ask of a row
 _KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
@@ -107,6 +108,24 @@ def read_metadata(folder: Path, notes: list[str]) -> Metadata:
             None if time_sync.at_ns is None else time_sync.at_ns + deck.offset_ns,
         )
     return Metadata(time_sync, _measured_markers(found.get("markers")))
+
+
+def is_about(folder: Path, inwater: str, surface: str) -> bool:
+    """Whether the metadata of a mission names these recordings, by their folders; "" for one that is not.
+    Damaged, it names none."""
+    try:
+        found = read_json(folder / METADATA_FILE, dict[str, Any]) or {}
+    except ValueError:
+        return False
+    sensors = _entry(found, "sensors")
+    deck = _entry(sensors, "surface")
+    return _names(_entry(sensors, "inWater"), inwater) and (not deck or not surface or _names(deck, surface))
+
+
+def _names(sensor: dict[str, Any], folder: str) -> bool:
+    session_id = str(sensor.get("sessionId"))
+    *_, directory = _SEPARATOR.split(str(sensor.get("directory")).rstrip("/\\"))
+    return folder in (session_id, f"surface_{session_id}", directory)
 
 
 def _entry(found: dict[str, Any], name: str) -> dict[str, Any]:

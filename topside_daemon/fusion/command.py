@@ -168,7 +168,8 @@ def _jobs(
         msgspec.convert(otherwise, Settings)
     except msgspec.ValidationError as error:
         parser.error(str(error))
-    places = [_place(one, options.out, len(options.paths) == 1) for one in sessions]
+    alone = len(options.paths) == 1 and [one.place for one in sessions].count(Path()) == 1
+    places = [_place(one, options.out, alone) for one in sessions]
     if len({place.resolve() for place in places}) < len(places):
         [(twice, _)] = Counter(places).most_common(1)
         parser.error(f"--out: two sessions would be written to {twice}: fuse them one by one")

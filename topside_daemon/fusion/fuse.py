@@ -19,10 +19,11 @@ from common.messages import Epoch, to_json
 from topside_daemon.fusion.axis import Axis
 from topside_daemon.fusion.columns import INWATER, SURFACE, Options, Pairing
 from topside_daemon.fusion.courses import STATUSES
+from topside_daemon.fusion.folders import locate
 from topside_daemon.fusion.index import Index
 from topside_daemon.fusion.kernel import Kernel, choose_kernel
 from topside_daemon.fusion.latency import Latency, latency_of
-from topside_daemon.fusion.readers import Session, locate, read_inputs, read_session, read_settings
+from topside_daemon.fusion.readers import Session, read_inputs, read_session, read_settings
 from topside_daemon.fusion.report import Report, Side, report_on
 from topside_daemon.fusion.rhythm import Hold, tolerance_ns
 from topside_daemon.fusion.settings import Settings
@@ -48,7 +49,8 @@ def fuse_session(
     those before them at once when all is complete.
 
     Args:
-        path: a session folder, or the folder of one sensor.
+        path: a session folder, the folder of one sensor, or in a mission of several dives of the old Cockpit
+            that of an in-water recording.
         formats: of the table, one file each.
         kernel: the one there is by default; the bytes are the same with any.
         otherwise: settings by name that win over those the session was recorded with.

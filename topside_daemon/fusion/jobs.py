@@ -7,9 +7,9 @@ from typing import Any
 from msgspec import Struct
 
 from common import VERSION
+from topside_daemon.fusion.folders import SessionError
 from topside_daemon.fusion.fuse import fuse_session, last_report
 from topside_daemon.fusion.kernel import KernelName, choose_kernel
-from topside_daemon.fusion.readers import SessionError
 from topside_daemon.fusion.report import Report
 from topside_daemon.fusion.tables import Format
 

@@ -19,16 +19,16 @@ from msgspec.structs import replace
 from common.files import read_json, read_lines
 from common.manifest import MANIFEST, SINCE
 from common.messages import Epoch, Event, Marker, Reading, to_json
-from topside_daemon.fusion.cockpit import METADATA_FILE, Metadata, read_metadata, with_measured
+from topside_daemon.fusion.cockpit import METADATA_FILE, Metadata, is_about, read_metadata, with_measured
 from topside_daemon.fusion.columns import INWATER, SURFACE, UNNUMBERED
 from topside_daemon.fusion.comparisons import EXCHANGES_FILE, Comparisons
+from topside_daemon.fusion.folders import SESSION_FILE, Located, has_chunks, locate
 from topside_daemon.fusion.index import Index
 from topside_daemon.fusion.intake import WIDEST_NS, Intake, Reject, decode_text
 from topside_daemon.fusion.kernel import Kernel, choose_kernel
 from topside_daemon.fusion.labelled import ASTRAY_NS, Labelled, astray_rows, boot_rows, repeated_rows, without
 from topside_daemon.fusion.ladder import UNPLACED, Ladder, Record, climb
 from topside_daemon.fusion.ladder.steps import Pieces
-from topside_daemon.fusion.parts import chunk_files
 from topside_daemon.fusion.seqset import SeqSet
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.fusion.sorting import by_clock, fill, first_of_each, sorted_rows
@@ -38,17 +38,16 @@ from topside_daemon.fusion.tether import LinkMemory
 from topside_daemon.fusion.texts import Input, Texts, shown, stream_input
 from topside_daemon.fusion.timeline import ANCHOR_ROWS, Beginning
 
-SESSION_FILE = "session.json"
 MARKERS_FILE = "markers.jsonl"
 EVENTS_FILE = "events.jsonl"
 CLOCK_EVENTS = ("clock_step", "clock_slew", "suspended")  # those of its events that a fusion tells of
 BESIDE_CHUNKS = (SESSION_FILE, MARKERS_FILE, EVENTS_FILE, MANIFEST, SINCE)
 BLOCK_ROWS = 16_384  # of rows that had to be sorted
 ABSENT_SHOWN = 5  # chunks that are not there, by name
-
-
-class SessionError(ValueError):
-    """A path that cannot be fused; the message names the cause and the cure."""
+ALONE = (
+    "no surface recording beside it is of its time, by the labels of both: fused alone; in a folder of their "
+    "own, it and another are one session"
+)
 
 
 class Stream(Struct):
@@ -159,71 +158,25 @@ def read_session(path: Path, kernel: Kernel | None = None, scratch: Path | None 
         SessionError: there is no recording at *path*, or more than one.
         OSError: a file cannot be read.
     """
-    inwater, surface = locate(path)
+    place = locate(path)
     kernel = kernel or choose_kernel()
     with ExitStack() as held:
-        readers = [_StreamReader(path, kernel, scratch, held) for _ in range(2)]
+        readers = [_StreamReader(place.root, kernel, scratch, held) for _ in range(2)]
         with ThreadPoolExecutor(2) as both:
-            first, second = both.map(_StreamReader.read, readers, (inwater, surface))
+            first, second = both.map(_StreamReader.read, readers, place.streams)
         streams = (first, second)
-        notes = [note for reader in readers for note in reader.notes]
+        notes = [ALONE] * (place.of_several and place.surface is None)
+        notes += [note for reader in readers for note in reader.notes]
         labelled = any(stream.unnumbered for stream in streams)
-        metadata = read_metadata(path, notes) if labelled else Metadata()
+        metadata = _metadata(place, notes) if labelled else Metadata()
         ladder = _climb(streams, metadata, kernel, notes)
         session = Session(path, *streams, ladder, Comparisons(path), notes=notes, held=held)
-        if path not in (inwater, surface):
+        if place.home not in place.streams:
             record = _read_record(path, notes)
             session.epochs, session.link, session.settings = record.epochs, record.link, record.fusion
-        session.beside = _beside(path, (inwater, surface), labelled)
+        session.beside = _beside(place, labelled)
         session.held = held.pop_all()
     return session
-
-
-def is_session(path: Path) -> bool:
-    """Whether a folder is to be fused, not the folders in it: it holds chunks, or a folder for each sensor,
-    or the only recording of a mission of the old Cockpit."""
-    folders = [entry for entry in path.iterdir() if entry.is_dir()]
-    named = any(folder.name.startswith(("in-water_", "surface_")) for folder in folders)
-    return named or bool(chunk_files(path)) or sum(map(has_chunks, folders)) == 1
-
-
-def has_chunks(folder: Path) -> bool:
-    """Whether a folder is a recording, as far as one can see."""
-    try:
-        return bool(chunk_files(folder))
-    except PermissionError:
-        return False
-
-
-def locate(path: Path) -> tuple[Path | None, Path | None]:
-    """The folders of the in-water and of the surface stream.
-
-    Raises:
-        SessionError: there is no recording at *path*, or more than one of a sensor.
-    """
-    if not path.is_dir():
-        raise SessionError(f"{path}: no such folder: give the folder of a session")
-    if chunk_files(path):
-        return (None, path) if _is_surface(path) else (path, None)
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    surface = [folder for folder in folders if folder.name.startswith("surface_")]
-    inwater = [folder for folder in folders if folder.name.startswith("in-water_")]
-    if not inwater:  # the first generation of the old Cockpit named it by the session alone
-        inwater = [folder for folder in folders if folder not in surface and has_chunks(folder)]
-    for found in (inwater, surface):
-        if len(found) > 1:
-            names = ", ".join(folder.name for folder in found)
-            raise SessionError(f"{path}: several recordings of one sensor ({names}): fuse a folder for each")
-    if not inwater and not surface:
-        raise SessionError(
-            f"{path}: no recording here: give a folder with in-water_*/, surface_*/ or chunk_*.csv"
-        )
-    return inwater[0] if inwater else None, surface[0] if surface else None
-
-
-def _is_surface(folder: Path) -> bool:
-    """Of a sensor's folder alone: so it is called, or so its record says."""
-    return folder.name.startswith("surface_") or _read_record(folder, []).role == "surface"
 
 
 class _StreamReader:
@@ -341,14 +294,14 @@ def read_inputs(path: Path, labelled: bool) -> list[Input]:
         SessionError: as read_session.
         OSError: likewise.
     """
-    folders = locate(path)
-    streams = [stream_input(folder, path) for folder in folders if folder is not None]
-    return streams + _beside(path, folders, labelled)
+    place = locate(path)
+    streams = [stream_input(folder, place.root) for folder in place.streams if folder is not None]
+    return streams + _beside(place, labelled)
 
 
 def read_settings(path: Path) -> Settings:
     """How a session says that it is to be fused; one sensor's folder does not."""
-    return Settings() if path in locate(path) else _read_record(path, []).fusion
+    return Settings() if has_chunks(path) else _read_record(path, []).fusion
 
 
 def _climb(streams: tuple[Stream, Stream], metadata: Metadata, kernel: Kernel, notes: list[str]) -> Ladder:
@@ -376,12 +329,30 @@ def _epochs(pieces: Pieces) -> list[tuple[int, int]]:
     return [(start, UNPLACED - piece) for piece, start in enumerate(pieces.starts) if piece]
 
 
-def _beside(path: Path, folders: Sequence[Path | None], labelled: bool) -> list[Input]:
+def _metadata(place: Located, notes: list[str]) -> Metadata:
+    """What the old Cockpit measured in this session."""
+    if _is_its_metadata(place):
+        return read_metadata(place.root, notes)
+    if (place.root / METADATA_FILE).exists():
+        notes.append(f"{METADATA_FILE} not used: it does not say that it is about this dive")
+    return Metadata()
+
+
+def _is_its_metadata(place: Located) -> bool:
+    """There is one file in a mission, however many dives are."""
+    if not place.of_several or place.inwater is None:
+        return True
+    surface = place.surface.name if place.surface else ""
+    return is_about(place.root, place.inwater.name, surface)
+
+
+def _beside(place: Located, labelled: bool) -> list[Input]:
     """The files beside the chunks that a fusion looks at."""
-    names = [EXCHANGES_FILE, SESSION_FILE, *([METADATA_FILE] if labelled else [])]
-    files = [path / name for name in names]
-    files += [folder / name for folder in folders if folder for name in BESIDE_CHUNKS]
-    return [_input(file, path) for file in dict.fromkeys(files) if file.is_file()]
+    files = [place.home / EXCHANGES_FILE, place.home / SESSION_FILE]
+    if labelled and _is_its_metadata(place):
+        files.append(place.root / METADATA_FILE)
+    files += [folder / name for folder in place.streams if folder for name in BESIDE_CHUNKS]
+    return [_input(file, place.root) for file in dict.fromkeys(files) if file.is_file()]
 
 
 def _input(file: Path, root: Path) -> Input:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from topside_daemon.fusion.readers import has_chunks, is_session
+from topside_daemon.fusion.folders import has_chunks, is_session, partners
 
 DEEPEST = 8  # folders within folders that are looked into
 LOST_AND_FOUND = "lost+found"  # on every disk, and nobody may look into it
@@ -20,7 +20,10 @@ class Found(NamedTuple):
 
 def find_sessions(given: Sequence[str]) -> tuple[list[Found], list[str]]:
     """Every session in these folders, or in those that fit a pattern, once each: itself, if it looks like
-    one, and those that lie in it. And a line for each that holds none or cannot be looked into."""
+    one, and those that lie in it. And a line for each that holds none or cannot be looked into.
+
+    A surface recording that is fused with an in-water one is not a session besides.
+    """
     found: dict[Path, Found] = {}
     missing: list[str] = []
     for text in given:
@@ -33,6 +36,10 @@ def find_sessions(given: Sequence[str]) -> tuple[list[Found], list[str]]:
             missing.append(f"{text}: {_lack(text, roots)}")
         for one in sessions:
             found.setdefault(one.path.resolve(), one)
+    for mission in {one.path.absolute().parent for one in found.values()}:
+        for inwater, surface in partners(mission).items():
+            if inwater.resolve() in found:
+                found.pop(surface.resolve(), None)
     return list(found.values()), missing
 
 

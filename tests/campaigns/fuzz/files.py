@@ -11,7 +11,7 @@ from tests.campaigns.fuzz.outcome import Outcome
 from tests.sim.cockpit import KINDS
 from tests.sim.records import damage, drawn, rechunk
 from tests.sim.table import check_table
-from topside_daemon.fusion.readers import SessionError
+from topside_daemon.fusion.folders import SessionError
 
 MODES: tuple[dict[str, Any], ...] = (
     {},
