@@ -35,7 +35,7 @@ from common.menu import (
 )
 from common.messages import Stamp
 from common.qseries import DataLine
-from common.sensor import Sensor
+from common.sensor import POLL_MAX_HZ, Sensor
 
 if sys.platform != "win32":
     import fcntl
@@ -73,7 +73,7 @@ class SerialSettings(Struct, frozen=True, forbid_unknown_fields=True):
     adc_rate_hz: Literal[4, 8, 16, 33, 62, 125, 250, 500] | None = None
     mode: Mode | None = None
     tag: Annotated[str, Meta(pattern="^[A-Z]$")] = "A"
-    poll_hz: Annotated[float, Meta(gt=0, le=50)] = 1.0
+    poll_hz: Annotated[float, Meta(gt=0, le=POLL_MAX_HZ)] = 1.0
 
 
 class Arrival(Struct, frozen=True, gc=False):
@@ -225,6 +225,10 @@ class Instrument:
             InvalidSetting: out of range, or refused by the sensor.
         """
         return await self._sensor.configure(Wanted(averaging, adc_rate_hz, mode, tag))
+
+    def set_poll_rate(self, hz: float) -> None:
+        """As `Sensor.set_poll_rate`; until the next start of the daemon."""
+        self._sensor.set_poll_rate(hz)
 
     async def run(self) -> None:
         """Own the port, for ever, until cancelled; device trouble is a state, never an exception."""

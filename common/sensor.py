@@ -34,6 +34,7 @@ CURE_S = 6.0  # for a cure to show: a reset takes 2.8 s and one period
 STUCK_S = 30.0  # between cures that did not help
 BOOT_S = 3.0  # the longest silence while it boots is 2.2 s
 BAUDS = (9600, 19200, 38400, 57600, 115200)
+POLL_MAX_HZ = 50.0  # readings of 30 bytes at 9600 baud, and the queries
 FLOWING = ("freerun", "polled")
 
 
@@ -288,6 +289,13 @@ class Sensor:
         if str(before) != str(config):
             self.note("configured", str(config), 1)
         return config
+
+    def set_poll_rate(self, hz: float) -> None:
+        """Ask a polled sensor so often; no more often than it has something new to say."""
+        fastest = POLL_MAX_HZ
+        if self.config is not None and self.config.adc_rate_hz is not None:
+            fastest = min(fastest, self.config.adc_rate_hz / self.config.averaging)
+        self._poll_s = 1 / min(hz, fastest)
 
     def _next_look_s(self) -> float:
         if self.gate.tag is None:

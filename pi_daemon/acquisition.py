@@ -7,9 +7,9 @@ and stopped here is what the old calls show. As long as nobody has asked for any
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from common.clock import Clock
 from common.instrument import Instrument, InstrumentError, InvalidSetting, MenuTimeout, NotConnected
@@ -36,9 +36,10 @@ class ConnectQuery(Struct):
 
 
 class StartQuery(Struct):
-    """poll_hz is the configuration's; auto_record: also as /recording/start."""
+    """poll_hz: queries a second from now on, if the sensor is polled and nothing is being recorded; no more
+    than it has new readings; without it as before. auto_record: also as /recording/start."""
 
-    poll_hz: float = 1.0
+    poll_hz: Annotated[float, Meta(gt=0)] | None = None
     auto_record: bool = False
 
 
@@ -212,6 +213,8 @@ class Acquisition:
         if self._asked in ("running", "paused"):
             raise Refused(400, "Acquisition already running: stop it first")
         self._asked = "running"
+        if query.poll_hz is not None and not self._recording():
+            self._instrument.set_poll_rate(query.poll_hz)
         if query.auto_record:
             self._views.restart()
         before = self._views.taken

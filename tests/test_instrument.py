@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import termios
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -328,6 +329,41 @@ async def test_polled_replies_are_asked_for(link: Path) -> None:
         await readings(log)
         assert re.fullmatch(rb"X\*CQ000!(>C\*)+", device.heard)
         assert instrument.state == "polled" and {a.mode for a in log.arrivals} == {"polled"}
+
+
+async def test_a_polled_sensor_is_asked_as_often_as_is_wished(link: Path) -> None:
+    """Not more often than it has new readings, as far as that is known."""
+    config = {
+        "averaging": 25,
+        "adc_rate_hz": 125,
+        "serial_number": "Q1",
+        "raw": "",
+        "mode": "polled",
+        "tag": "C",
+    }
+
+    def answer(data: bytes) -> None:
+        if data.endswith(b">C*"):
+            device.say(f"C,{LINE}")
+
+    def queries() -> int:
+        return device.heard.count(b">C*")
+
+    async with (
+        Device(link) as device,
+        running(link, mode="polled", tag="C", poll_hz=2.0) as (instrument, _),
+    ):
+        device.on_heard = answer
+        await until(queries)
+        instrument.set_poll_rate(1e3)
+        before, begin_s = queries(), time.monotonic()
+        await until(lambda: queries() >= before + 40)
+        assert time.monotonic() - begin_s > 0.7
+        instrument.remember({"config": config})
+        instrument.set_poll_rate(1e3)
+        before, begin_s = queries(), time.monotonic()
+        await until(lambda: queries() >= before + 6)
+        assert time.monotonic() - begin_s > 0.9
 
 
 async def test_a_port_at_a_socket_works() -> None:

@@ -77,6 +77,8 @@ def test_the_controller_goes_through_its_states(pi: PiDaemon, prefix: str) -> No
     refused(pi, f"{prefix}/pause", 400, "not running")
     refused(pi, f"{prefix}/resume", 400, "not in paused state")
     refused(pi, "/recording/start", 400, "Acquisition not running")
+    for rate in ("0", "-1", "nan", "often"):
+        refused(pi, f"{prefix}/start?poll_hz={rate}", 422, "poll_hz")
     assert pi.post(f"{prefix}/start?poll_hz=500")[1] == {
         "status": "started",
         "mode": "freerun",
