@@ -302,6 +302,9 @@ def load_config(path: Path | None, kind: type[Config], overrides: Mapping[str, A
                 if not isinstance(branch, dict):
                     raise ConfigError(f"{path}: {name}: must be a table: write [{name}]")
             branch[leaf] = value
+    for key, text in _texts_in(tree):
+        if "\0" in text:
+            raise ConfigError(f"{path}: {key}: {text!r} holds the character NUL, which no name can have")
     try:
         return msgspec.convert(tree, kind)
     except msgspec.ValidationError as error:
@@ -311,6 +314,18 @@ def load_config(path: Path | None, kind: type[Config], overrides: Mapping[str, A
         flag = _FLAGS.get(key, f"--{key.replace('_', '-')}")
         named = flag if flag == f"--{key}" else f"{flag} ({key})"
         raise ConfigError(f"command line: {named}: {trouble}") from None
+
+
+def _texts_in(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All texts of a tree, and the dotted key that each stands at."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            yield from _texts_in(one, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts_in(one, key)
 
 
 def _explain(error: msgspec.ValidationError, tree: Mapping[str, Any], kind: type[Config]) -> tuple[str, str]:
@@ -409,6 +424,16 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{address!r} is not HOST:PORT, for example 127.0.0.1:9150")
     return host.strip("[]"), int(port)
+
+
+def check_data(folder: str) -> None:
+    """Whether it names a folder.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if not folder.strip():
+        raise ConfigError('data: must name a folder: write "qsensor-data", or leave it out')
 
 
 def check_apart(http: str, bus: str) -> None:

@@ -7,7 +7,7 @@ from msgspec import Meta, Struct, structs
 from common.bus import check_address
 from common.guard import Security, check_exposure, of_interface
 from common.instrument import SerialSettings
-from common.service import DaemonConfig, check_apart, check_origins, split_address
+from common.service import DaemonConfig, check_apart, check_data, check_origins, split_address
 
 
 class Recording(Struct, frozen=True, forbid_unknown_fields=True):
@@ -62,6 +62,7 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
         return structs.replace(self, http=http, bus=bus, time=self.time and of_interface(self.time))
 
     def check(self) -> None:
+        check_data(self.data)
         split_address(self.http)
         check_address(self.bus)
         check_apart(self.http, self.bus)

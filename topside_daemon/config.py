@@ -8,7 +8,7 @@ from common.bus import check_address
 from common.clock import SystemClock
 from common.guard import check_exposure, of_interface
 from common.instrument import SerialSettings
-from common.service import ConfigError, DaemonConfig, check_apart, check_origins, split_address
+from common.service import ConfigError, DaemonConfig, check_apart, check_data, check_origins, split_address
 from topside_daemon.fusion.settings import Settings
 from topside_daemon.pi import Pi
 
@@ -68,6 +68,7 @@ class Config(DaemonConfig, frozen=True, forbid_unknown_fields=True):
         return structs.replace(self, http=of_interface(self.http), bus=of_interface(self.bus))
 
     def check(self) -> None:
+        check_data(self.data)
         split_address(self.http)
         check_address(self.bus)
         check_apart(self.http, self.bus)
