@@ -6,6 +6,7 @@ PlotJuggler's ZMQ subscriber reads unmodified. `python -m common.bus tap ADDRESS
 
 import argparse
 import asyncio
+import errno
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ HANDSHAKE_MS = 3_000  # who connects and says nothing holds a descriptor no long
 CONNECT_TIMEOUT_MS = 1_500  # or a cut leaves SYN retries that back off to half a minute
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 1_000
 SILENT_S = 15.0  # our publishers speak every second; ZeroMQ leaves a peer for ever after one huge frame
+REBIND_S = 0.02
 DRAIN_MESSAGES = 20  # handled in one go before the loop gets its turn
 
 INWATER = "qsensor/inwater/"
@@ -62,38 +64,64 @@ class Publisher:
         check_address(address)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._doorkeeper: ThreadAuthenticator | None = None
-        self._socket = self._context.socket(zmq.PUB)
-        self._socket.set(zmq.IPV6, 1)
-        self._socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        self._socket.set(zmq.SNDHWM, QUEUE_MESSAGES)
-        self._socket.set(zmq.LINGER, 0)
-        self._socket.set(zmq.MAXMSGSIZE, MESSAGE_BYTES)
-        self._socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        self._socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-        self._socket.set(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
-        self.key = None if keyring is None else self._lock(keyring)
+        self._own: KeyPair | None = None
         try:
+            if keyring is not None:
+                self._own = self._lock(keyring)
+            self._socket = self._open()
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self._end()
             reason = f"cannot publish on {address}: {error.strerror}: choose another --bus"
             raise ConfigError(reason) from None
-        self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
-
-    def _lock(self, keyring: Keyring) -> str:
-        """Speak to partners only; returns the public key that they must know."""
-        try:
-            own = keyring.key_pair()
         except (OSError, ValueError) as error:
             self._end()
             raise ConfigError(f"the keys cannot be had: {error}: look at the folder keys") from None
-        self._socket.curve_publickey = own.public.encode("ascii")
-        self._socket.curve_secretkey = own.secret.encode("ascii")
-        self._socket.curve_server = True
+        self.address = str(self._socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+
+    def _open(self) -> "zmq.Socket[bytes]":
+        opened = self._context.socket(zmq.PUB)
+        opened.set(zmq.IPV6, 1)
+        opened.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        opened.set(zmq.SNDHWM, QUEUE_MESSAGES)
+        opened.set(zmq.LINGER, 0)
+        opened.set(zmq.MAXMSGSIZE, MESSAGE_BYTES)
+        opened.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        opened.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        opened.set(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+        if self._own is not None:
+            opened.curve_publickey = self._own.public.encode("ascii")
+            opened.curve_secretkey = self._own.secret.encode("ascii")
+            opened.curve_server = True
+        return opened
+
+    def _lock(self, keyring: Keyring) -> KeyPair:
+        """Speak to partners only."""
+        own = keyring.key_pair()
         self._doorkeeper = ThreadAuthenticator(self._context)
         self._doorkeeper.start()
         self._doorkeeper.configure_curve_callback("*", _Partners(keyring))
-        return own.public
+        return own
+
+    @property
+    def key(self) -> str | None:
+        """The public key that partners must know; None: nobody needs one."""
+        return None if self._own is None else self._own.public
+
+    async def renew(self) -> None:
+        """Let everybody connect again, and so only those who are still partners: ZeroMQ asks for a key when
+        somebody connects, and has no word for sending one away."""
+        before, self._socket = self._socket, self._open()
+        before.unbind(self.address)
+        before.close()
+        while True:
+            try:
+                self._socket.bind(self.address)
+                return
+            except zmq.ZMQError as error:  # ZeroMQ gives a port back in its own time
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            await asyncio.sleep(REBIND_S)
 
     @property
     def port(self) -> int:

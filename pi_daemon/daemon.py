@@ -92,6 +92,8 @@ class Daemon:
         await self._api.site.listen(self._config.http)
         self._supervisor.keep("instrument", self._instrument.run())
         self._supervisor.keep("status", self._tell_status())
+        if self._publisher.key is not None and self._keyring is not None:
+            self._supervisor.keep("partners", self._watch_partners(self._keyring))
         self._supervisor.keep("watchdog", watchdog(self._pulse().beats))
         notify("READY=1")
 
@@ -129,6 +131,16 @@ class Daemon:
                 self._note(change.kind, str(change), 1)
             if second % ROOM_S == 0 and (news := await asyncio.to_thread(room.look)):
                 self._note(*news, 1)
+            await asyncio.sleep(STATUS_S)
+
+    async def _watch_partners(self, keyring: Keyring) -> None:
+        """Whoever is forgotten hears no more."""
+        before: set[str] = set()
+        while True:
+            now = {one.public for one in await asyncio.to_thread(lambda: keyring.partners)}
+            if before - now:
+                await self._publisher.renew()
+            before = now
             await asyncio.sleep(STATUS_S)
 
 

@@ -34,6 +34,7 @@ from common.doctor import (
     check_security,
     check_user,
 )
+from common.keys import Keyring
 from common.messages import PROTOCOL
 from tests.sim.outsider import ROOT, as_nobody, call, program
 from tests.sim.partners import NAME, introduce
@@ -369,6 +370,12 @@ def test_a_paired_pi_is_asked_with_the_keys_of_the_pairing(tmp_path: Path) -> No
         assert told["security"] == f"ok   security: paired with {NAME}"
         assert "tells only whom it is paired with; nothing is being recorded" in told["sensor"]
         assert told["sensor"].startswith("warn ") and told.code == 0
+        assert Keyring(pi.data, SystemClock()).forget(NAME)
+        told = doctor("topside", words)
+        assert told["pi pairing"].startswith(
+            "FAIL pi pairing: paired before, and forgotten there: wrong token"
+        )
+        assert told.code == 1 and not any("pi bus" in line for line in told.lines)
 
 
 def test_a_paired_pi_that_records_is_told_by_its_files(tmp_path: Path) -> None:

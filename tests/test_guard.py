@@ -139,6 +139,8 @@ def test_two_daemons_are_paired_by_a_code(tmp_path: Path) -> None:
         assert on_pi("--list") == ""
         token = json.loads((topside.data / "keys" / "passes.json").read_text())["passes"][0]["token"]
         assert pi.raw("/status", **bearer(token))[0] == 401
+        topside.wait_for(lambda: "pair" in topside.get("/status")[1]["pi"]["bus"])
+        assert topside.get("/status")[1]["inwater"] is None  # it hears nothing more
 
 
 @pytest.mark.parametrize("flag", ["http", "bus", "time"])

@@ -166,8 +166,11 @@ def check_version(url: str, about: About) -> Finding:
     return Finding("warn" if version.state == "old api" else "FAIL", "pi", f"{found}: {version.detail}")
 
 
-def check_pairing(about: About, paired: bool) -> Finding:
-    """Whether what this machine was given, or was not, is what the Pi asks for now."""
+def check_pairing(about: About, paired: bool, refusal: str) -> Finding:
+    """Whether what this machine was given, or was not, is what the Pi asks for now. refusal: of what it was
+    given."""
+    if refusal:
+        return Finding("FAIL", "pi pairing", f"paired before, and forgotten there: {refusal}")
     locked = about.bus_key is not None
     if paired == locked:
         return Finding(
@@ -224,14 +227,15 @@ async def look_at_pi(url: str, clock: Clock, wallet: Wallet) -> Findings:
         return
     try:
         known, keys = wallet.pass_for(pi.url), pi.bus_keys()
-    except (OSError, ValueError) as trouble:
-        yield Finding("FAIL", "pi", f"the keys cannot be read: {trouble}: ask as the daemon's user")
+    except (OSError, ValueError) as unread:
+        yield Finding("FAIL", "pi", f"the keys cannot be read: {unread}: ask as the daemon's user")
         return
     pi.open()
     try:
         about = await pi.about()
-    except PiError as refusal:
-        yield check_answer(url, refusal)
+        refusal = await _refusal(pi) if known is not None and about.bus_key is not None else ""
+    except PiError as trouble:
+        yield check_answer(url, trouble)
         return
     finally:
         await pi.close()
@@ -239,7 +243,7 @@ async def look_at_pi(url: str, clock: Clock, wallet: Wallet) -> Findings:
     if about.time_port is not None:
         for finding in check_time(about.time_port, await _burst(clock, pi.host, about.time_port)):
             yield finding
-    paired = check_pairing(about, known is not None)
+    paired = check_pairing(about, known is not None, refusal)
     yield paired
     if paired.level == "ok" and about.bus_port is not None:
         error = await _connect(pi.host, about.bus_port)
@@ -248,6 +252,15 @@ async def look_at_pi(url: str, clock: Clock, wallet: Wallet) -> Findings:
     if about.protocol is not None and (paired.level == "ok" or about.security != "paired"):
         health = await get_json(f"{pi.url}/instrument/health", known.token if known else None)
         yield NOT_TOLD if health is None else check_told(health, "pi sensor")
+
+
+async def _refusal(pi: Pi) -> str:
+    """Why the Pi does not let this machine in any more, "" if it does."""
+    try:
+        await pi.show_pass()
+    except PiError as error:
+        return str(error)
+    return ""
 
 
 async def _connect(host: str, port: int) -> OSError | None:

@@ -196,6 +196,14 @@ class Pi:
         """
         await self._get("/health", timeout=aiohttp.ClientTimeout(total=KNOCK_S))
 
+    async def show_pass(self) -> None:
+        """See whether the Pi lets us in where not everybody is.
+
+        Raises:
+            PiError: it does not, or does not answer.
+        """
+        await self._get("/status")
+
     async def start(
         self,
         session_id: str,

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 SEEK_S = 2.0  # between attempts to find the bus
 CHECK_S = 3.0  # between looks whether it has moved
 SILENT_NS = 5_000_000_000  # the Pi speaks every second; after this it is not shown as if it did
+KNOCK_NS = 30_000_000_000
 BAD_EVERY_NS = 60_000_000_000  # how often bad frames are told of
 PAYLOAD_BYTES = 4096  # the largest that a Pi sends is a few hundred
 CONNECTED = "connected"
@@ -62,6 +63,7 @@ class PiBus:
         self._known: tuple[str | None, str | None] | None = None  # boot and run of the Pi that was found
         self._heard_ns = clock.mono_ns()  # when it said anything
         self._told_silent = False
+        self._knocked: tuple[BusKeys, int, str] | None = None  # with which keys, when, and what was said
         self._bad = 0  # frames since they were told of last
         self._bad_told_ns: int | None = None
 
@@ -94,6 +96,9 @@ class PiBus:
             opened = about.security == "legacy-lan"
             self._become(NO_KEY if keys is not None else NOT_LIVE if opened else NOT_PAIRED)
             return opened
+        if keys is not None and self.silent and (refusal := await self._refusal(keys)):
+            self._become(refusal)
+            return False
         if about.bus_port is not None and (about.bus_port, keys) != self._where:
             self._count_malformed()
             if self._subscriber is not None:
@@ -103,6 +108,18 @@ class PiBus:
             self._where = about.bus_port, keys
         self._become(self._pi.lacks or CONNECTED)
         return True
+
+    async def _refusal(self, keys: BusKeys) -> str:
+        """Why the Pi is silent, if it no longer knows us; asked seldom, for it counts who asks in vain."""
+        now_ns = self._clock.mono_ns()
+        if self._knocked is None or self._knocked[0] != keys or now_ns - self._knocked[1] > KNOCK_NS:
+            try:
+                await self._pi.show_pass()
+                refusal = ""
+            except PiError as error:
+                refusal = str(error)
+            self._knocked = keys, now_ns, refusal
+        return self._knocked[2]
 
     def _become(self, state: str) -> None:
         if state != self._state:
