@@ -46,7 +46,7 @@ def _operation(call: Call, schema_of: dict[str, Any]) -> dict[str, Any]:
         "operationId": f"{call.method.lower()}{re.sub(r'[^A-Za-z0-9]+', '_', call.path)}",
         "parameters": _parameters(call),
         "responses": {
-            "200": {"description": "done", "content": {call.kind: given}},
+            "200": {"description": "done", "content": dict.fromkeys(call.kind.split(", "), given)},
             "default": {"description": "refused", "content": problem},
         },
         "security": [{}] if call.public else [{}, {"token": []}],

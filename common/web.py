@@ -62,7 +62,7 @@ class Doorkeeper(Protocol):
 class Call(Struct, frozen=True):
     """One call as it is documented. public: asked without a token.
 
-    query, body, gives: types; gives is None for what is no JSON, and then kind says what it is.
+    query, body, gives: types; gives is None for what is no JSON, and then kind says what it is, or may be.
     """
 
     method: str
@@ -158,7 +158,8 @@ class Site:
         self._route(method, path, handler, public)
 
     def serve(self, path: str, handler: Handler, kind: str, public: bool = False, shown: bool = True) -> None:
-        """A call that answers with something else than JSON, of this media type. shown: is documented."""
+        """A call that answers with something else than JSON. kind: its media type, or several with ", "; shown:
+        is documented."""
         if shown:
             self.calls.append(Call("GET", path, _meaning(handler), kind=kind, public=public))
         self._route("GET", path, handler, public)

@@ -101,7 +101,7 @@ class Api:
             self._views.take(arrival)
 
     def _add_about(self, site: Site) -> None:
-        site.serve("/", self.page, "text/html", public=True)
+        site.serve("/", self.page, "text/html, application/json", public=True)
         site.get("/health", self.health, public=True)
         site.get("/version", self.version, public=True)
         site.get("/register_service", self.register_service, public=True)
@@ -145,7 +145,7 @@ class Api:
         site.get("/record/snapshots", self.record_snapshots)
         site.get("/record/sessions", self.record_sessions)
         site.post("/record/sync-marker", self.sync_marker)
-        site.serve("/files/{session_id}/{name}", self.file, "text/csv")
+        site.serve("/files/{session_id}/{name}", self.file, "text/csv, application/json")
         site.serve("/events", self.events, "application/json", shown=False)
 
     async def page(self, request: web.Request) -> web.Response:
