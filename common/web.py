@@ -158,8 +158,8 @@ class Site:
         self._route(method, path, handler, public)
 
     def serve(self, path: str, handler: Handler, kind: str, public: bool = False, shown: bool = True) -> None:
-        """A call that answers with something else than JSON. kind: its media type, or several with ", "; shown:
-        is documented."""
+        """A call that answers with something else than JSON. kind: its media type, or several with ", ".
+        shown: is documented."""
         if shown:
             self.calls.append(Call("GET", path, _meaning(handler), kind=kind, public=public))
         self._route("GET", path, handler, public)
