@@ -9,6 +9,7 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from struct import Struct as Layout
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from topside_daemon.fusion.stock import Stock
 
 BATCH_BYTES = 1 << 20
 WHOLE_BYTES = 1 << 20  # a file no larger is read at once, and its hash known before its rows
+PIECE_BYTES = 2 << 20  # that are hashed in one go
 REGION_BYTES = 8 << 20  # rows that are out of order are read together from so much text
 BEYOND = 1 << 42  # the place of the first text that is in no file; a place has 43 bits
 
@@ -128,7 +130,9 @@ class Texts:
         self._beyond = spill
         self._files: list[_File] = []
         self._end = 0
-        self._hashes: list[str] = []  # of each file
+        self._hashes: list[str] = []  # of each file; "" as long as it is not known
+        self._hasher = ThreadPoolExecutor(1)
+        self._hashing: Future[None] | None = None
         self._last = ("", -1)  # name and descriptor of the file that was read last
         self.changed: list[str] = []  # files that are not as their recorder had sealed them
         self.absent: list[str] = []  # files that it had sealed and that are not here
@@ -138,6 +142,8 @@ class Texts:
     @property
     def input(self) -> Input:
         """What was read, once all batches were."""
+        if self._hashing is not None:
+            self._hashing.result()
         hashes = [(file.name, digest) for file, digest in zip(self._files, self._hashes, strict=True)]
         return Input.of_stream(self._shown, hashes, self._end)
 
@@ -164,8 +170,7 @@ class Texts:
             try:
                 if file.size > WHOLE_BYTES or file.fd >= 0:
                     yield from waiting.release(buffer)
-                    yield from self._stream(file, fd, buffer)
-                    self._hold_against(known.get(name), file)
+                    yield from self._stream(file, fd, buffer, known.get(name))
                     continue
                 content = view[waiting.size : waiting.size + file.size]
                 _read_into(fd, content, 0, name)
@@ -181,6 +186,26 @@ class Texts:
             )
             yield from waiting.add(buffer, file, ours, sealed == digest, self._name(file))
         yield from waiting.release(buffer)
+        if "" in self._hashes:
+            self._hashing = self._hasher.submit(self._hash_rest)
+
+    def _hash_rest(self) -> None:
+        """Of the files with which nothing is compared: only the report, which comes last, waits for it."""
+        piece = memoryview(bytearray(PIECE_BYTES))
+        for place, file in enumerate(self._files):
+            self._hashes[place] = self._hashes[place] or self._hash(file, piece)
+
+    def _hash(self, file: _File, piece: memoryview) -> str:
+        fd, digest = file.fd if file.fd >= 0 else self._reopened(file), hashlib.sha256()
+        try:
+            for done in range(0, file.size, len(piece)):
+                more = piece[: file.size - done]
+                _read_into(fd, more, done, file.name)
+                digest.update(more)
+        finally:
+            if file.fd < 0:
+                os.close(fd)
+        return digest.hexdigest()
 
     def _hold_against(self, sealed: str | None, file: _File) -> None:
         """Whether the file that was read last is as it was sealed."""
@@ -212,14 +237,15 @@ class Texts:
     def _descriptor(self, name: str) -> int:
         return os.open(f"{self._folder}/{name}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def _stream(self, file: _File, fd: int, buffer: bytearray) -> Iterator[Batch]:
+    def _stream(self, file: _File, fd: int, buffer: bytearray, sealed: str | None) -> Iterator[Batch]:
         """A large file in pieces, or one that is still written."""
         done, kept, ours = 0, 0, None
         view, digest, open_end = memoryview(buffer), hashlib.sha256(), file.fd >= 0
         while done < file.size or kept:
             more = view[kept : kept + min(BATCH_BYTES, file.size - done)]
             _read_into(fd, more, done, file.name)
-            digest.update(more)
+            if sealed is not None:
+                digest.update(more)
             done, size = done + len(more), kept + len(more)
             stop = buffer.rfind(b"\n", 0, size) + 1 if done < file.size else size
             stop = stop or size  # a line that is longer than any row
@@ -230,7 +256,8 @@ class Texts:
             yield Batch(buffer, stop, base, ours, False, open_end, begins, ends, [Part(self._name(file), 0)])
             kept = size - stop
             buffer[:kept] = buffer[stop:size]
-        self._hashes.append(digest.hexdigest())
+        self._hashes.append(digest.hexdigest() if sealed is not None else "")
+        self._hold_against(sealed, file)
 
     def add(self, text: bytes, place: int) -> int:
         """Keep a row that is spelt otherwise in its file, at *place*; returns where it is kept."""
@@ -300,10 +327,15 @@ class Texts:
         name, fd = self._last
         if name != file.name:
             self._let_go()
-            fd = self._descriptor(file.name)
+            fd = self._reopened(file)
             self._last = (file.name, fd)
-            if _identity(os.fstat(fd)) != file.identity:
-                raise OSError(errno.ESTALE, "it has changed while it was fused: fuse again", file.name)
+        return fd
+
+    def _reopened(self, file: _File) -> int:
+        fd = self._descriptor(file.name)
+        if _identity(os.fstat(fd)) != file.identity:
+            os.close(fd)
+            raise OSError(errno.ESTALE, "it has changed while it was fused: fuse again", file.name)
         return fd
 
     def _let_go(self) -> None:
@@ -312,6 +344,7 @@ class Texts:
             self._last = ("", -1)
 
     def close(self) -> None:
+        self._hasher.shutdown(cancel_futures=True)
         self._let_go()
         for file in self._files:
             if file.fd >= 0:
