@@ -170,6 +170,9 @@ def read_session(path: Path, kernel: Kernel | None = None, scratch: Path | None 
         labelled = any(stream.unnumbered for stream in streams)
         metadata = _metadata(place, notes) if labelled else Metadata()
         ladder = _climb(streams, metadata, kernel, notes)
+        for stream in streams:
+            if stream.texts is not None:
+                stream.texts.hash_ahead()
         session = Session(path, *streams, ladder, Comparisons(path), notes=notes, held=held)
         if place.home not in place.streams:
             record = _read_record(path, notes)

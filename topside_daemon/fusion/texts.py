@@ -142,8 +142,7 @@ class Texts:
     @property
     def input(self) -> Input:
         """What was read, once all batches were."""
-        if self._hashing is not None:
-            self._hashing.result()
+        self.hash_ahead().result()
         hashes = [(file.name, digest) for file, digest in zip(self._files, self._hashes, strict=True)]
         return Input.of_stream(self._shown, hashes, self._end)
 
@@ -186,8 +185,12 @@ class Texts:
             )
             yield from waiting.add(buffer, file, ours, sealed == digest, self._name(file))
         yield from waiting.release(buffer)
-        if "" in self._hashes:
+
+    def hash_ahead(self) -> Future[None]:
+        """Begin with the hashes that `input` will ask for; others go on meanwhile, best outside of Python."""
+        if self._hashing is None:
             self._hashing = self._hasher.submit(self._hash_rest)
+        return self._hashing
 
     def _hash_rest(self) -> None:
         """Of the files with which nothing is compared: only the report, which comes last, waits for it."""
