@@ -6,7 +6,7 @@ PlotJuggler's ZMQ subscriber reads unmodified. `python -m common.bus tap ADDRESS
 
 import argparse
 import asyncio
-import errno
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from common.keys import KeyPair, Keyring
 from common.messages import to_json
 from common.service import ConfigError, split_address
 
+log = logging.getLogger(__name__)
+
 QUEUE_MESSAGES = 10_000  # a subscriber this far behind loses messages; files fill the gap
 MESSAGE_BYTES = 65_536  # the largest we send is a few hundred; a hostile frame may be gigabytes
 # Heartbeats are the publisher's: libzmq 4.3.5 ends the process of a subscriber that sends them while its
@@ -28,7 +30,7 @@ HANDSHAKE_MS = 3_000  # who connects and says nothing holds a descriptor no long
 CONNECT_TIMEOUT_MS = 1_500  # or a cut leaves SYN retries that back off to half a minute
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 1_000
 SILENT_S = 15.0  # our publishers speak every second; ZeroMQ leaves a peer for ever after one huge frame
-REBIND_S = 0.02
+REBIND_S, REBIND_TRIES = 0.05, 100  # it is told of after so many
 DRAIN_MESSAGES = 20  # handled in one go before the loop gets its turn
 
 INWATER = "qsensor/inwater/"
@@ -114,13 +116,15 @@ class Publisher:
         before, self._socket = self._socket, self._open()
         before.unbind(self.address)
         before.close()
+        tries = 0
         while True:
             try:
                 self._socket.bind(self.address)
                 return
-            except zmq.ZMQError as error:  # ZeroMQ gives a port back in its own time
-                if error.errno != errno.EADDRINUSE:
-                    raise
+            except zmq.ZMQError as error:  # ZeroMQ gives a port back in its own time, a network its address
+                tries += 1
+                if tries == REBIND_TRIES:
+                    log.error("nobody hears the bus: cannot bind %s: %s", self.address, error.strerror)
             await asyncio.sleep(REBIND_S)
 
     @property

@@ -149,6 +149,7 @@ class Keyring(_Folder):
     def __init__(self, data: Path, clock: Clock) -> None:
         super().__init__(data)
         self._clock = clock
+        self._trouble = ""  # that was told of last
 
     @property
     def partners(self) -> list[Partner]:
@@ -156,7 +157,9 @@ class Keyring(_Folder):
         try:
             return (self._read("partners.json", _Partners) or _Partners()).partners
         except (OSError, ValueError) as error:
-            log.error("nobody is let in: %s", error)
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                log.error("nobody is let in: %s", error)
             return []
 
     def knows_token(self, token: str) -> bool:

@@ -34,7 +34,8 @@ CURE_S = 6.0  # for a cure to show: a reset takes 2.8 s and one period
 STUCK_S = 30.0  # between cures that did not help
 BOOT_S = 3.0  # the longest silence while it boots is 2.2 s
 BAUDS = (9600, 19200, 38400, 57600, 115200)
-POLL_MAX_HZ = 50.0  # readings of 30 bytes at 9600 baud, and the queries
+POLL_MAX_HZ = 50.0
+POLL_BYTES = 40  # of a query and its reply, ten bits each on the line
 FLOWING = ("freerun", "polled")
 
 
@@ -291,11 +292,12 @@ class Sensor:
         return config
 
     def set_poll_rate(self, hz: float) -> None:
-        """Ask a polled sensor so often; no more often than it has something new to say."""
-        fastest = POLL_MAX_HZ
+        """Ask a polled sensor so often; no more often than it has something new to say and the line takes."""
+        fastest = min(POLL_MAX_HZ, self.baud / (10 * POLL_BYTES))
         if self.config is not None and self.config.adc_rate_hz is not None:
             fastest = min(fastest, self.config.adc_rate_hz / self.config.averaging)
         self._poll_s = 1 / min(hz, fastest)
+        self._poll_at_s = min(self._poll_at_s, self._now_s() + self._poll_s)
 
     def _next_look_s(self) -> float:
         if self.gate.tag is None:

@@ -43,6 +43,9 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]*/?|null", re.IGNORECASE)
 _FLAGS = {"serial.port": "--serial", "serial.baud": "--baud"}  # the others are called as their keys
 
 
+_taken: list[FolderLock] = []
+
+
 class DaemonConfig(msgspec.Struct, frozen=True):
     """What every daemon's configuration has."""
 
@@ -400,8 +403,9 @@ def _written(key: str, table: str) -> str:
     return f"[{parent}] {leaf}" if parent else f"{leaf} above the first [table]"
 
 
-def take_folder(folder: Path) -> FolderLock:
-    """Make the data folder and hold it for this process.
+def take_folder(folder: Path) -> None:
+    """Make the data folder and hold it until the process ends: what disks were asked for last is written
+    until then.
 
     Raises:
         FolderInUse: another process holds it.
@@ -409,7 +413,7 @@ def take_folder(folder: Path) -> FolderLock:
     """
     try:
         make_folder(folder)
-        return FolderLock(folder)
+        _taken.append(FolderLock(folder))
     except OSError as error:
         raise ConfigError(f"data folder {folder}: {error.strerror}: choose another --data") from None
 

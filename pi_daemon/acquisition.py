@@ -39,7 +39,7 @@ class StartQuery(Struct):
     """poll_hz: queries a second from now on, if the sensor is polled and nothing is being recorded; no more
     than it has new readings; without it as before. auto_record: also as /recording/start."""
 
-    poll_hz: Annotated[float, Meta(gt=0)] | None = None
+    poll_hz: Annotated[float, Meta(ge=0.01)] | None = None
     auto_record: bool = False
 
 

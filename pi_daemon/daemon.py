@@ -7,6 +7,7 @@ from pathlib import Path
 from common.announcer import Announcer
 from common.bus import INWATER, Publisher
 from common.clock import Clock, ClockWatch, SkewedClock, SystemClock, machine_id
+from common.disk import Disk
 from common.guard import check_exposure, is_loopback
 from common.instrument import Arrival, Instrument
 from common.keys import Keyring
@@ -39,7 +40,8 @@ class Daemon:
         self._config = config
         self._supervisor = supervisor
         self._clock = _clock(config)
-        self._lock = take_folder(data)
+        take_folder(data)
+        self._looks = Disk("looks")
         self._keyring = None if config.security == "local" else Keyring(data, self._clock)
         self._publisher = Publisher(config.bus, self._bus_keys())
         self._announcer = Announcer(self._publisher, INWATER, self._clock)
@@ -85,7 +87,6 @@ class Daemon:
             await self._api.site.close()
             self._time.close()
             self._publisher.close()
-            self._lock.close()
 
     async def _begin(self) -> None:
         await self._sessions.resume()
@@ -129,7 +130,7 @@ class Daemon:
             self._announcer.status(health.state, health.detail)
             for change in clocks.look():
                 self._note(change.kind, str(change), 1)
-            if second % ROOM_S == 0 and (news := await asyncio.to_thread(room.look)):
+            if second % ROOM_S == 0 and (news := await self._looks.do(room.look)):
                 self._note(*news, 1)
             await asyncio.sleep(STATUS_S)
 
@@ -137,7 +138,7 @@ class Daemon:
         """Whoever is forgotten hears no more."""
         before: set[str] = set()
         while True:
-            now = {one.public for one in await asyncio.to_thread(lambda: keyring.partners)}
+            now = {one.public for one in await self._looks.do(lambda: keyring.partners)}
             if before - now:
                 await self._publisher.renew()
             before = now

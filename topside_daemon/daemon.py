@@ -64,7 +64,7 @@ class Daemon:
         self._supervisor = supervisor
         self._clock = SystemClock()
         self._folder = Path(config.data)
-        self._lock = take_folder(self._folder)
+        take_folder(self._folder)
         self._publisher = Publisher(config.bus)
         self._watchers = Watchers(self._brief)
         self._live = Live(self._clock, self._publisher, self._watchers)
@@ -111,7 +111,6 @@ class Daemon:
             if self._pi is not None:
                 await self._pi.close()
             self._publisher.close()
-            self._lock.close()
 
     async def _begin(self) -> None:
         await self._resume()
@@ -391,7 +390,7 @@ class Daemon:
                     log.info("%s: %s", change.kind, change)
             if self._session is not None:
                 await self._session.catch_up()
-            if second % ROOM_S == 0 and (low := await asyncio.to_thread(room.look)):
+            if second % ROOM_S == 0 and (low := await self._disk.do(room.look)):
                 self._tell(*low, 1)
             await asyncio.sleep(STATUS_S)
 

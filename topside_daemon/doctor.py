@@ -233,7 +233,7 @@ async def look_at_pi(url: str, clock: Clock, wallet: Wallet) -> Findings:
     pi.open()
     try:
         about = await pi.about()
-        refusal = await _refusal(pi) if known is not None and about.bus_key is not None else ""
+        refusal = await pi.refusal() if known is not None and about.bus_key is not None else ""
     except PiError as trouble:
         yield check_answer(url, trouble)
         return
@@ -252,15 +252,6 @@ async def look_at_pi(url: str, clock: Clock, wallet: Wallet) -> Findings:
     if about.protocol is not None and (paired.level == "ok" or about.security != "paired"):
         health = await get_json(f"{pi.url}/instrument/health", known.token if known else None)
         yield NOT_TOLD if health is None else check_told(health, "pi sensor")
-
-
-async def _refusal(pi: Pi) -> str:
-    """Why the Pi does not let this machine in any more, "" if it does."""
-    try:
-        await pi.show_pass()
-    except PiError as error:
-        return str(error)
-    return ""
 
 
 async def _connect(host: str, port: int) -> OSError | None:

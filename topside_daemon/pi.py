@@ -27,6 +27,7 @@ Port = Annotated[int, Meta(ge=1, le=65535)]
 CALL_S = 5.0  # a call that takes longer has failed
 CONNECT_S = 1.5  # likewise a connection: on a tether the kernel's own retries come too late
 KNOCK_S = 1.0  # for a Pi that has not answered to say that it is there again
+UNKNOWN_HERE = 401  # what the Pi answers to whom it does not know
 FILE_S = 30.0
 STOP_S = 30.0  # a card may take long over its last sync
 WARM_S = 10.0  # an idle connection is kept this long; the Pi closes it after 15
@@ -196,13 +197,19 @@ class Pi:
         """
         await self._get("/health", timeout=aiohttp.ClientTimeout(total=KNOCK_S))
 
-    async def show_pass(self) -> None:
-        """See whether the Pi lets us in where not everybody is.
+    async def refusal(self) -> str:
+        """Why the Pi does not know this machine, or not any more; "" if it does.
 
         Raises:
-            PiError: it does not, or does not answer.
+            PiError: it does not answer, or something else than that.
         """
-        await self._get("/status")
+        try:
+            await self._get("/status")
+        except PiError as error:
+            if error.status != UNKNOWN_HERE:
+                raise
+            return str(error)
+        return ""
 
     async def start(
         self,

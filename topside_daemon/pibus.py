@@ -96,7 +96,11 @@ class PiBus:
             opened = about.security == "legacy-lan"
             self._become(NO_KEY if keys is not None else NOT_LIVE if opened else NOT_PAIRED)
             return opened
-        if keys is not None and self.silent and (refusal := await self._refusal(keys)):
+        try:
+            refusal = await self._refusal(keys) if keys is not None and self.silent else ""
+        except PiError as error:
+            refusal = str(error)
+        if refusal:
             self._become(refusal)
             return False
         if about.bus_port is not None and (about.bus_port, keys) != self._where:
@@ -113,12 +117,7 @@ class PiBus:
         """Why the Pi is silent, if it no longer knows us; asked seldom, for it counts who asks in vain."""
         now_ns = self._clock.mono_ns()
         if self._knocked is None or self._knocked[0] != keys or now_ns - self._knocked[1] > KNOCK_NS:
-            try:
-                await self._pi.show_pass()
-                refusal = ""
-            except PiError as error:
-                refusal = str(error)
-            self._knocked = keys, now_ns, refusal
+            self._knocked = keys, now_ns, await self._pi.refusal()
         return self._knocked[2]
 
     def _become(self, state: str) -> None:

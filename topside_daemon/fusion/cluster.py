@@ -1,7 +1,8 @@
 """Many jobs on a Dask cluster, or on one that is set up for them on this machine."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,6 +12,7 @@ from common import VERSION
 from topside_daemon.fusion.jobs import EXIT_LOSS, Job, Outcome, WorkersError, work_off
 from topside_daemon.fusion.workers import Done
 
+TRIES = 5  # of a job that workers of another version have refused
 ANSWER_S = 15  # that a scheduler and its first worker have
 
 
@@ -27,26 +29,35 @@ def on_cluster(jobs: Sequence[Job], address: str | None, workers: int, tell: Cal
     with ExitStack() as held:
         client = held.enter_context(_client(address, workers, held))
         chosen = _chosen(client, tell)
+        todo, tries = deque(range(len(jobs))), Counter[int]()
+        waiting: dict[Any, int] = {}
+        done = distributed.as_completed()
 
-        def submit(number: int, elsewhere: bool) -> Any:
-            return client.submit(
-                work_off, jobs[number], workers=chosen, allow_other_workers=elsewhere, pure=False
-            )
+        def give_out() -> None:
+            """As many as there are hands: what waits for one is taken by any other worker that idles."""
+            there = client.nthreads()
+            hands = max(1, sum(there.get(worker, 0) for worker in chosen))
+            while todo and len(waiting) < hands:
+                number = todo.popleft()
+                # Others may take it when these are gone: it would wait for ever, and they refuse.
+                given = client.submit(
+                    work_off, jobs[number], workers=chosen, allow_other_workers=True, pure=False
+                )
+                waiting[given] = number
+                done.add(given)
 
-        # Others may take what these do not come to: were it these alone, all would wait when they are gone.
-        waiting = {submit(number, True): number for number in range(len(jobs))}
-        done = distributed.as_completed(waiting)
+        give_out()
         for future in done:
-            number = waiting.pop(future)
-            error = future.exception()
+            number, error = waiting.pop(future), future.exception()
+            tries[number] += 1
             if error is not None:
                 yield number, Outcome(EXIT_LOSS, failure=f"{jobs[number].path}: {error}")
-            elif future.result().misplaced and set(chosen) & set(client.nthreads()):
-                again = submit(number, False)
-                waiting[again] = number
-                done.add(again)
+            elif future.result().misplaced and tries[number] < TRIES:
+                chosen = _fitting(_versions(client)) or chosen
+                todo.append(number)
             else:
                 yield number, future.result()
+            give_out()
 
 
 def _client(address: str | None, workers: int, held: ExitStack) -> distributed.Client:
@@ -72,15 +83,24 @@ def _chosen(client: distributed.Client, tell: Callable[[str], None]) -> list[str
         client.wait_for_workers(1, timeout=ANSWER_S)
     except TimeoutError:
         raise WorkersError('the Dask cluster has no worker: start some with "dask worker ADDRESS"') from None
-    versions = client.run(version, on_error="return")
+    versions = _versions(client)
     for worker, found in versions.items():
         if found != VERSION:
             what = f"has version {found}" if isinstance(found, str) else f"cannot run it ({found!r})"
             tell(f"worker {worker} {what}, this is {VERSION}: not used")
-    chosen = [worker for worker, found in versions.items() if found == VERSION]
+    chosen = _fitting(versions)
     if not chosen:
         raise WorkersError(f"no worker of the Dask cluster has version {VERSION}: install it there")
     return chosen
+
+
+def _versions(client: distributed.Client) -> dict[str, Any]:
+    """By the address of each worker; or why it cannot tell."""
+    return client.run(version, on_error="return")  # type: ignore[no-any-return]
+
+
+def _fitting(versions: Mapping[str, Any]) -> list[str]:
+    return [worker for worker, found in versions.items() if found == VERSION]
 
 
 def version() -> str:

@@ -66,7 +66,8 @@ def repeated_rows(index: Index, readings: Labelled) -> list[int]:
                 last[reading] = row
             if label > latest:
                 latest = label
-                passed.add(row - 1)
+                if row - 1 in lags:
+                    passed.add(row - 1)
     return [
         row
         for row, lag in lags.items()

@@ -4,6 +4,7 @@ import mmap
 import os
 import re
 from collections.abc import Sequence
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,8 +66,12 @@ def parts_of(folder: Path, manifest: Manifest | None) -> Parts:
                 return Parts(
                     chunks, f"{COMBINED} holds what the chunks hold, or the first of it: they were read"
                 )
-            others = [name for name in chunks if combined.find(_lines(folder / name)) < 0]
-    what = f"so were {_some(others)}, which are not in it" if others else "the chunks beside it are in it"
+            others = _not_in(combined, folder, chunks)
+    what = (
+        f"so were {_some(others, len(others))}, which are not in it"
+        if others
+        else "the chunks beside it are in it"
+    )
     return Parts([COMBINED, *others], f"{COMBINED} was read; {what}")
 
 
@@ -82,6 +87,20 @@ def _is_all_in(combined: mmap.mmap, folder: Path, chunks: Sequence[str]) -> bool
     return place == size
 
 
+def _not_in(combined: mmap.mmap, folder: Path, chunks: Sequence[str]) -> list[str]:
+    """The chunks whose lines are nowhere in a combined file; it most likely has them in their order."""
+    others, place = [], 0
+    for name in chunks:
+        lines = _lines(folder / name)
+        found = combined.find(lines, place)
+        found = combined.find(lines) if found < 0 else found
+        if found < 0:
+            others.append(name)
+        else:
+            place = found + len(lines)
+    return others
+
+
 def _lines(chunk: Path) -> bytes:
     """As combining leaves them: without a header, stripped."""
     lines = [line.strip() for line in chunk.read_bytes().splitlines()]
@@ -90,13 +109,15 @@ def _lines(chunk: Path) -> bytes:
 
 def _skipped(chunks: Sequence[str]) -> str:
     """Tells of numbers that no chunk has, though later ones do."""
-    numbers = {int(match[1]) for name in chunks if (match := _CHUNK.fullmatch(name))}
-    gone = [f"chunk_{number:05}.csv" for number in range(max(numbers, default=0)) if number not in numbers]
-    return f"{_some(gone)} not in the folder, though later ones are" if gone else ""
+    numbers = sorted({int(match[1]) for name in chunks if (match := _CHUNK.fullmatch(name))})
+    holes = [range(before + 1, after) for before, after in pairwise([-1, *numbers])]
+    first = [f"chunk_{number:05}.csv" for number in islice(chain.from_iterable(holes), NAMED)]
+    gone = sum(map(len, holes))
+    return f"{_some(first, gone)} not in the folder, though later ones are" if gone else ""
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+def _some(names: Sequence[str], count: int) -> str:
+    more = f" and {count - NAMED} more" if count > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 

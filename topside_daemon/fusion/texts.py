@@ -133,6 +133,7 @@ class Texts:
         self._hashes: list[str] = []  # of each file; "" as long as it is not known
         self._hasher = ThreadPoolExecutor(1)
         self._hashing: Future[None] | None = None
+        self._closed = False
         self._last = ("", -1)  # name and descriptor of the file that was read last
         self.changed: list[str] = []  # files that are not as their recorder had sealed them
         self.absent: list[str] = []  # files that it had sealed and that are not here
@@ -202,6 +203,8 @@ class Texts:
         fd, digest = file.fd if file.fd >= 0 else self._reopened(file), hashlib.sha256()
         try:
             for done in range(0, file.size, len(piece)):
+                if self._closed:
+                    break
                 more = piece[: file.size - done]
                 _read_into(fd, more, done, file.name)
                 digest.update(more)
@@ -244,10 +247,11 @@ class Texts:
         """A large file in pieces, or one that is still written."""
         done, kept, ours = 0, 0, None
         view, digest, open_end = memoryview(buffer), hashlib.sha256(), file.fd >= 0
+        at_once = open_end or sealed is not None  # else whoever writes it is gone: there is time
         while done < file.size or kept:
             more = view[kept : kept + min(BATCH_BYTES, file.size - done)]
             _read_into(fd, more, done, file.name)
-            if sealed is not None:
+            if at_once:
                 digest.update(more)
             done, size = done + len(more), kept + len(more)
             stop = buffer.rfind(b"\n", 0, size) + 1 if done < file.size else size
@@ -259,7 +263,7 @@ class Texts:
             yield Batch(buffer, stop, base, ours, False, open_end, begins, ends, [Part(self._name(file), 0)])
             kept = size - stop
             buffer[:kept] = buffer[stop:size]
-        self._hashes.append(digest.hexdigest() if sealed is not None else "")
+        self._hashes.append(digest.hexdigest() if at_once else "")
         self._hold_against(sealed, file)
 
     def add(self, text: bytes, place: int) -> int:
@@ -347,6 +351,7 @@ class Texts:
             self._last = ("", -1)
 
     def close(self) -> None:
+        self._closed = True
         self._hasher.shutdown(cancel_futures=True)
         self._let_go()
         for file in self._files:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from errno import EINVAL
+from errno import EINVAL, EOPNOTSUPP
 from io import FileIO
 from mmap import mmap
 from pathlib import Path
@@ -104,7 +104,7 @@ class Sink:
     """A file that one thread writes in blocks while its maker goes on.
 
     It goes past the system's cache, where the file system knows how: what is written once need not be copied
-    there, nor push out what others read again, and is on the disk when the last block is.
+    there, nor push out what others read again, and little is left to be synced at the end.
     """
 
     def __init__(self, file: FileIO) -> None:
@@ -148,7 +148,7 @@ class Sink:
             try:
                 rest = rest[self._file.write(rest) :]
             except OSError as error:
-                if error.errno != EINVAL or not self._direct:
+                if error.errno not in (EINVAL, EOPNOTSUPP) or not self._direct:
                     raise
                 self._direct = _set_direct(self._file, False)  # its pages are larger, or it promised too much
 

@@ -167,7 +167,8 @@ def fit(pairs: Sequence[Pair]) -> Line:
     origin = pairs[0]
     xs = [(pair.inwater_ns - origin.inwater_ns) / _S for pair in pairs]
     ys = [float(pair.offset_ns - origin.offset_ns) for pair in pairs]
-    common = min(pair.carried_ns**2 for pair in pairs)
+    together = len({pair.carried_ns for pair in pairs}) == 1
+    common = pairs[0].carried_ns ** 2 if together else 0.0
     carried = [sqrt(pair.carried_ns**2 - common) for pair in pairs]
     sloped = _weigh(xs, ys, carried, sloped=True)
     drift_sd = sqrt(sloped.drift_variance)
