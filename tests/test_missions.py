@@ -15,6 +15,7 @@ from tests.sim.rows import read
 from tests.test_many_sessions import TABLE, ended, fusion, tree
 from topside_daemon.fusion.cockpit import METADATA_FILE
 from topside_daemon.fusion.command import main
+from topside_daemon.fusion.folders import partners
 from topside_daemon.fusion.overlaps import pair_up
 from topside_daemon.fusion.readers import read_session
 from topside_daemon.fusion.sessions import find_sessions
@@ -30,6 +31,7 @@ def at(begin_s: float, kind: str = "constant") -> OldSession:
             one,
             surface_s=None if one.surface_s is None else one.surface_s + begin_s,
             inwater_s=None if one.inwater_s is None else one.inwater_s + begin_s,
+            value=str(int(one.value) + round(begin_s)),
         )
         for one in old.markings
     ]
@@ -326,7 +328,45 @@ def test_recordings_of_one_time_are_partners(
     under = [span(tmp_path / f"{number}", *ends) for number, ends in enumerate(inwater)]
     deck = [span(tmp_path / f"surface_{number}", *ends) for number, ends in enumerate(surface)]
     expected = {under[one]: deck[other] for one, other in pairs.items()}
-    assert pair_up(under, deck) == pair_up(under[::-1], deck[::-1]) == expected
+    assert pair_up(under, deck, {}) == pair_up(under[::-1], deck[::-1], {}) == expected
+
+
+def marked(folder: Path, begin_s: float, end_s: float, start: str) -> Path:
+    """A recording with a START marker of this id."""
+    path = span(folder, begin_s, end_s) / "session.csv"
+    label = old_row(round(begin_s * S) + UTC_0, "").partition(",")[0]
+    head, rows = path.read_text().split("\n", 1)
+    path.write_text(f"{head}\n{label},surface,SYNC_START,{start},0,0\n{rows}")
+    return folder
+
+
+def test_markers_tell_more_than_clocks(tmp_path: Path) -> None:
+    """The Pi's clock is an hour ahead, so that its first dive bears the time of the second on deck: who has
+    the same START belongs together, who has another does not, and time tells of those without."""
+    under = [
+        marked(tmp_path / "a", 3600, 4200, "11"),
+        marked(tmp_path / "b", 7200, 7800, "22.0"),
+        span(tmp_path / "c", 0, 600),
+    ]
+    deck = [
+        marked(tmp_path / "surface_1", 0, 600, "11"),
+        marked(tmp_path / "surface_2", 3600, 4200, "22"),
+        marked(tmp_path / "surface_3", 10, 600, "33"),
+    ]
+    assert pair_up(under, deck, {}) == dict(zip(under, deck, strict=True))
+    assert pair_up(under[:1], deck[1:], {}) == {}
+    assert pair_up(under[:1], deck[1:], {under[0]: deck[1]}) == {under[0]: deck[1]}
+
+
+def test_metadata_tell_who_belongs_together(tmp_path: Path) -> None:
+    """Whatever their clocks say, where no marker says otherwise."""
+    for name, begin_s in (("a", 0), ("b", 3600), ("surface_1", 0), ("surface_2", 3600)):
+        span(tmp_path / name, begin_s, begin_s + 600)
+    sensors = {"inWater": {"sessionId": "b"}, "surface": {"directory": "surface_1"}}
+    (tmp_path / METADATA_FILE).write_text(json.dumps({"sensors": sensors}))
+    assert partners(tmp_path) == {tmp_path / "b": tmp_path / "surface_1"}
+    (tmp_path / METADATA_FILE).unlink()
+    assert partners(tmp_path)[tmp_path / "b"] == tmp_path / "surface_2"
 
 
 ROWS = [old_row(UTC_0 + n * S, "0.5") for n in range(1, 100)]
@@ -354,8 +394,8 @@ def test_ends_of_a_recording_are_found(tmp_path: Path, files: dict[str, list[str
         (tmp_path / "a" / name).write_text(line_end.join([*rows, ""]), newline="")
     before, first = span(tmp_path / "surface_0", -100, 1), span(tmp_path / "surface_1", -100, 1.1)
     last, after = span(tmp_path / "surface_2", 98.9, 200), span(tmp_path / "surface_3", 99, 200)
-    assert [pair_up([tmp_path / "a"], [one]) for one in (before, after)] == [{}, {}]
-    assert [bool(pair_up([tmp_path / "a"], [one])) for one in (first, last)] == [True, True]
+    assert [pair_up([tmp_path / "a"], [one], {}) for one in (before, after)] == [{}, {}]
+    assert [bool(pair_up([tmp_path / "a"], [one], {})) for one in (first, last)] == [True, True]
 
 
 @pytest.mark.parametrize(

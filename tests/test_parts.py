@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from common.manifest import Manifest
-from common.messages import Chunk, Reading
+from common.messages import Chunk, Reading, to_json
 from common.rows import encode_row
 from tests.sim import HEAD, MS, UTC_0, old_row
 from tests.sim.drawn import reading
@@ -114,3 +114,22 @@ def test_a_chunk_that_is_not_there_is_named(recording: Recording) -> None:
     assert note == (
         "in-water_5f1d: chunk_00001.csv, chunk_00003.csv not in the folder, though later ones are"
     )
+
+
+def test_rows_that_only_the_manifest_knows_are_told(recording: Recording) -> None:
+    """Of a chunk that is neither there nor in the combined file."""
+    recording.combine(2)
+    recording.remove(0, 1, 3)
+    chunks = [Chunk(number, name, ROWS, 1, "00") for number, name in enumerate(NAMES)]
+    (recording.folder / "manifest.json").write_bytes(to_json(Manifest.of("5f1d", "t", chunks)))
+    notes = read(recording.folder.parent).notes
+    assert f"in-water_5f1d: {ROWS} rows that the manifest counts are in no file" in notes
+
+
+def test_a_date_for_a_number_costs_nothing(tmp_path: Path) -> None:
+    """Holes are counted, and the first of them named."""
+    recording = Recording(tmp_path / "in-water_5f1d", False, b"\n")
+    (recording.folder / NAMES[0]).rename(recording.folder / "chunk_999999999.csv")
+    [note] = read(tmp_path).notes[:1]
+    assert note.startswith("in-water_5f1d: chunk_00000.csv, chunk_00006.csv, chunk_00007.csv, ")
+    assert "and 999999989 more not in the folder" in note

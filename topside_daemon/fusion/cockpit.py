@@ -113,13 +113,24 @@ def read_metadata(folder: Path, notes: list[str]) -> Metadata:
 def is_about(folder: Path, inwater: str, surface: str) -> bool:
     """Whether the metadata of a mission names these recordings, by their folders; "" for one that is not.
     Damaged, it names none."""
+    under, deck = _sensors(folder)
+    return _names(under, inwater) and (not deck or not surface or _names(deck, surface))
+
+
+def names_both(folder: Path, inwater: str, surface: str) -> bool:
+    """Whether the metadata of a mission say that these two, by their folders, are of one dive."""
+    under, deck = _sensors(folder)
+    return _names(under, inwater) and _names(deck, surface)
+
+
+def _sensors(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the metadata say of the in-water and of the surface sensor."""
     try:
         found = read_json(folder / METADATA_FILE, dict[str, Any]) or {}
     except ValueError:
-        return False
+        found = {}
     sensors = _entry(found, "sensors")
-    deck = _entry(sensors, "surface")
-    return _names(_entry(sensors, "inWater"), inwater) and (not deck or not surface or _names(deck, surface))
+    return _entry(sensors, "inWater"), _entry(sensors, "surface")
 
 
 def _names(sensor: dict[str, Any], folder: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.files import read_json
-from topside_daemon.fusion.cockpit import METADATA_FILE
+from topside_daemon.fusion.cockpit import METADATA_FILE, names_both
 from topside_daemon.fusion.overlaps import pair_up
 from topside_daemon.fusion.parts import chunk_files
 
@@ -96,13 +96,18 @@ def _locate_dive(path: Path) -> Located:
     several = _several_dives(home.parent)
     if several is None:
         return Located(home, None, home, home)
-    return Located(home, pair_up(*several).get(home), home, home.parent)
+    return Located(home, _paired(home.parent, *several).get(home), home, home.parent)
 
 
 def partners(mission: Path) -> dict[Path, Path]:
     """The surface recording of each in-water recording that has one, where a mission has several dives."""
     several = _several_dives(mission)
-    return pair_up(*several) if several else {}
+    return _paired(mission, *several) if several else {}
+
+
+def _paired(mission: Path, inwater: Sequence[Path], surface: Sequence[Path]) -> dict[Path, Path]:
+    both = [(one, other) for one in inwater for other in surface if names_both(mission, one.name, other.name)]
+    return pair_up(inwater, surface, dict(both) if len(both) == 1 else {})
 
 
 def _several_dives(folder: Path) -> tuple[list[Path], list[Path]] | None:

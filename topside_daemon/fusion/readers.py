@@ -221,6 +221,11 @@ class _StreamReader:
             clock_events=_clock_events(folder),
         )
         self.notes += [f"{shown(folder.name)}: {texts.note}"] * bool(texts.note)
+        found = (
+            intake.labelled.rows + intake.numbered.rows + intake.markers + intake.torn + len(intake.rejects)
+        )
+        if (lacking := texts.sealed_rows - found) > 0:
+            self.notes.append(f"{shown(folder.name)}: {lacking} rows that the manifest counts are in no file")
         self.notes += [f"{name} is not as it was sealed: every row was checked" for name in texts.changed]
         self.notes += [
             f"{name} is in the manifest, and not in the folder" for name in texts.absent[:ABSENT_SHOWN]

@@ -139,6 +139,7 @@ class Texts:
         self.absent: list[str] = []  # files that it had sealed and that are not here
         self.last_seq = -1  # the highest number that it had sealed
         self.note = ""  # what was found of a combining that broke off
+        self.sealed_rows = 0  # rows and markers that its manifest counts, where chunks were combined
 
     @property
     def input(self) -> Input:
@@ -222,7 +223,9 @@ class Texts:
         """What had been sealed. Old recorders combine their chunks and remove them."""
         self.last_seq = max((one.last_seq for one in chunks if one.last_seq is not None), default=-1)
         here = {Path(name).stem for name in names}
-        if COMBINED not in names:
+        if COMBINED in names:
+            self.sealed_rows = sum(chunk.rows for chunk in chunks)
+        else:
             gone = [chunk.name for chunk in chunks if Path(chunk.name).stem not in here]
             self.absent = [name if self._shown == "." else shown(f"{self._shown}/{name}") for name in gone]
 
