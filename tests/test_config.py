@@ -93,6 +93,7 @@ def test_a_fine_configuration_is_said_to_be_fine(tmp_path: Path, name: str) -> N
         ("topside", 'data = ""\n', ("data: must name a folder",)),
         ("pi", 'data = "a\\u0000b"\n', (r"data: 'a\x00b' holds the character NUL",)),
         ("pi", '[serial]\nport = "\\u0000"\n', ("serial.port", "NUL")),
+        ("pi", 'hosts = ["rov", "a\\u0000"]\n', ("hosts", "NUL")),
         ("pi", 'time = "nonsense"\n', ("'nonsense'", "HOST:PORT")),
         ("pi", 'http = "0.0.0.0:9150"\n', ("security is local", 'choose security = "paired"')),
         ("topside", 'bus = "ipc:///x"\n', ("ipc:///x", "tcp://HOST:PORT")),

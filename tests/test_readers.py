@@ -1,5 +1,6 @@
 """Session folders in: ours, a Pi's alone, the old Cockpit's; what cannot be trusted is named, not used."""
 
+import hashlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from common.messages import Chunk, Marker, Reading, to_json
 from common.rows import HEADER, encode_marker_row, encode_row, parse_utc
 from tests.sim import HEAD, MS, UTC_0, Machine, S, Sensor, draw_reboots, draw_session, old_row, write_stream
 from tests.sim.rows import read, recorded
+from topside_daemon.fusion import texts
 from topside_daemon.fusion.cockpit import METADATA_FILE
 from topside_daemon.fusion.columns import UNNUMBERED
 from topside_daemon.fusion.comparisons import EXCHANGES_FILE
@@ -168,6 +170,32 @@ def test_a_file_that_changes_while_it_is_fused_is_no_source(tmp_path: Path, name
         (tmp_path / name).write_text("\n".join([OLD_HEAD, *rows[1:]]) + "\n")
         with pytest.raises(OSError, match="changed while it was fused"):
             list(session.inwater.readings())
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, (2 << 20) - 1, 2 << 20, (4 << 20) + 70])
+@pytest.mark.parametrize("name", ["session.csv", "chunk_00000.csv.tmp"])
+def test_every_byte_is_in_the_hash(tmp_path: Path, name: str, size: int) -> None:
+    """Whatever the pieces it was read in, at once or later."""
+    row = (old_row(UTC_0, "0.5") + "\n").encode()
+    content = (OLD_HEAD.encode() + b"\n" + row * (size // len(row) + 1))[: size - 1] + b"\n"
+    (tmp_path / name).write_bytes(content)
+    [found] = read(tmp_path).inputs
+    assert (found.size_bytes, found.sha256) == (size, hashlib.sha256(content).hexdigest())
+
+
+def test_a_large_file_that_changes_before_its_hash_is_taken_is_no_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of another file of its name goes into the report."""
+    monkeypatch.setattr(texts.Texts, "hash_ahead", lambda _: None)
+    path, rows = tmp_path / "session.csv", (old_row(UTC_0, "0.5") + "\n") * 20_000
+    path.write_text(f"{OLD_HEAD}\n{rows}")
+    with read_session(tmp_path) as session:
+        monkeypatch.undo()
+        path.unlink()
+        path.write_text(f"{OLD_HEAD}\n{rows}")
+        with pytest.raises(OSError, match="changed while it was fused"):
+            session.inputs  # noqa: B018
 
 
 def test_a_large_chunk_is_held_against_its_seal_too(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Daemon:
             for seconds in (0.3, 0.1):
                 self.supervisor.start("part", self.disks[0].do(self.write, seconds))
         elif part == "disk hangs":
-            self.disks = [Disk("one"), Disk("other")]
+            self.disks = [Disk(str(number)) for number in range(30)]
             for disk in self.disks:
                 self.supervisor.start("part", disk.do(self.write, 60))
         elif part == "kept part raises":

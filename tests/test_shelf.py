@@ -1,5 +1,6 @@
 """Stopped recordings, as they are found again: looked at once, and anew when anything has changed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,14 +52,29 @@ def test_a_recording_is_looked_at_once(tmp_path: Path) -> None:
     assert shelf.load(session_id(77)) is None
 
 
-def test_what_has_changed_is_looked_at_again(tmp_path: Path) -> None:
-    """A chunk that went, a record written anew or damaged, an index that went, the folder itself."""
+@pytest.mark.parametrize("what", ["folder", "session.json", "manifest.json", "manifest.jsonl"])
+def test_what_has_changed_is_looked_at_again(what: str, tmp_path: Path) -> None:
+    """Each by itself: an entry that comes or goes, the record, the index and what was added to it."""
+    folder, shelf = stopped(tmp_path), Shelf(tmp_path)
+    (folder / "manifest.jsonl").touch()
+    found = shelf.load(folder.name)
+    assert found is not None and shelf.load(folder.name) is found
+    before = folder.stat()
+    if what == "folder":
+        (folder / sealed_name(77)).touch()
+    else:
+        path = folder / what
+        path.write_bytes(path.read_bytes() + b"\n")
+        os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert shelf.load(folder.name) is not found
+
+
+def test_files_win_over_the_index(tmp_path: Path) -> None:
+    """A record written anew or damaged, an index that went, the folder itself."""
     folder, shelf = stopped(tmp_path), Shelf(tmp_path)
     found = shelf.load(folder.name)
     assert found is not None
     (folder / sealed_name(2)).unlink()
-    without = shelf.load(folder.name)
-    assert without is not None and [one.index for one in without.chunks] == [0, 1, 2, 3, 4]
     (folder / "manifest.json").unlink()
     (folder / "manifest.jsonl").unlink(missing_ok=True)
     mended = shelf.load(folder.name)
@@ -71,3 +87,12 @@ def test_what_has_changed_is_looked_at_again(tmp_path: Path) -> None:
         shelf.load(folder.name)
     folder.rename(tmp_path / "elsewhere")
     assert shelf.load(folder.name) is None
+
+
+def test_what_is_not_stopped_is_always_looked_at(tmp_path: Path) -> None:
+    """Its chunks grow without a trace in its folder."""
+    folder, shelf = stopped(tmp_path), Shelf(tmp_path)
+    record = folder / "session.json"
+    record.write_bytes(record.read_bytes().replace(b'"stopped"', b'"recording"'))
+    first = shelf.load(folder.name)
+    assert first is not None and shelf.load(folder.name) is not first

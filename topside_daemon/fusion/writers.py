@@ -109,7 +109,7 @@ class Sink:
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
-        self._direct = _set_direct(file, True)
+        self.direct = _set_direct(file, True)  # it goes past the cache
         self._blocks = deque(mmap(-1, BLOCK_BYTES) for _ in range(BLOCKS))  # of pages, as such writes want
         self._filled = 0  # bytes of the first of them
         self._writer = ThreadPoolExecutor(1)
@@ -142,15 +142,15 @@ class Sink:
 
     def _write(self, block: mmap, size: int) -> None:
         if size % PAGE_BYTES:  # the last one
-            self._direct = _set_direct(self._file, False)
+            self.direct = _set_direct(self._file, False)
         rest = memoryview(block)[:size]
         while rest:
             try:
                 rest = rest[self._file.write(rest) :]
             except OSError as error:
-                if error.errno not in (EINVAL, EOPNOTSUPP) or not self._direct:
+                if error.errno not in (EINVAL, EOPNOTSUPP) or not self.direct:
                     raise
-                self._direct = _set_direct(self._file, False)  # its pages are larger, or it promised too much
+                self.direct = _set_direct(self._file, False)  # its pages are larger, or it promised too much
 
     def end(self) -> None:
         """Nothing more will come: let the rest get to the disk."""
