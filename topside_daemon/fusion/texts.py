@@ -196,9 +196,10 @@ class Texts:
 
     def _hash_rest(self) -> None:
         """Of the files with which nothing is compared: only the report, which comes last, waits for it."""
-        piece = memoryview(bytearray(PIECE_BYTES))
-        for place, file in enumerate(self._files):
-            self._hashes[place] = self._hashes[place] or self._hash(file, piece)
+        rest = [place for place, known in enumerate(self._hashes) if not known]
+        piece = memoryview(bytearray(PIECE_BYTES * bool(rest)))
+        for place in rest:
+            self._hashes[place] = self._hash(self._files[place], piece)
 
     def _hash(self, file: _File, piece: memoryview) -> str:
         fd, digest = file.fd if file.fd >= 0 else self._reopened(file), hashlib.sha256()
