@@ -3,7 +3,7 @@ their first and last rows."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from mmap import ACCESS_READ, mmap
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ from topside_daemon.fusion.parts import COMBINED, chunk_files
 Span = tuple[int, int]  # utc_ns of the first and of the last row
 
 EDGE_BYTES = 1 << 16  # of a file, in which its first or its last row is looked for
+MARKS_BYTES = 1 << 20  # at either end: the old Pi puts up to 10 000 rows of its ring before the START
+LOOKED_AT = 1024  # recordings that are remembered
 _MARK_HEAD, _MARK = b",SYNC_", b",SYNC_ST"
 _FIELDS_MIN = 4  # of a row; with fewer its label may be torn
 
@@ -30,11 +32,18 @@ class _Recording(NamedTuple):
     def of(cls, folder: Path) -> "_Recording":
         try:
             names = _files(folder)
-            marks = {mark for name in names for mark in _marks(folder / name)}
-            starts = frozenset(value for kind, value in marks if kind == b"START")
-            return cls(folder, _span(folder, names), starts, frozenset(value for _, value in marks))
+            about = [(folder / name).stat() for name in (*names[:1], *names[-1:])]
+            return _looked_at(folder, tuple(names), tuple((one.st_size, one.st_mtime_ns) for one in about))
         except OSError:
             return cls(folder, None, frozenset(), frozenset())
+
+
+@lru_cache(LOOKED_AT)
+def _looked_at(folder: Path, names: Sequence[str], _looks: Sequence[tuple[int, int]]) -> _Recording:
+    """Each dive of a mission asks for all recordings of it."""
+    marks = {mark for text in _ends(folder, names) for mark in _marks(text)}
+    starts = frozenset(value for kind, value in marks if kind == b"START")
+    return _Recording(folder, _span(folder, names), starts, frozenset(value for _, value in marks))
 
 
 def pair_up(inwater: Sequence[Path], surface: Sequence[Path], named: Mapping[Path, Path]) -> dict[Path, Path]:
@@ -68,16 +77,25 @@ def _files(folder: Path) -> list[str]:
     return names
 
 
-def _marks(path: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and id of the START and STOP markers in a file."""
-    if not path.stat().st_size:
-        return
-    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as text:
-        place = text.find(_MARK)
-        while place >= 0:
-            kind, _, rest = text[place + len(_MARK_HEAD) : place + 80].partition(b",")
-            yield kind, rest.partition(b",")[0].partition(b".")[0].strip()
-            place = text.find(_MARK, place + 1)
+def _ends(folder: Path, names: Sequence[str]) -> Iterator[bytes]:
+    """The text at either end of a recording, where START and STOP are."""
+    for order, part in ((names, _head), (names[::-1], _tail)):
+        room = MARKS_BYTES
+        for name in order:
+            text = part(folder / name, room)
+            yield text
+            room -= len(text)
+            if room <= 0:
+                break
+
+
+def _marks(text: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and id of the START and STOP markers."""
+    place = text.find(_MARK)
+    while place >= 0:
+        kind, _, rest = text[place + len(_MARK_HEAD) : place + 80].partition(b",")
+        yield kind, rest.partition(b",")[0].partition(b".")[0].strip()
+        place = text.find(_MARK, place + 1)
 
 
 def _share(one: Span, other: Span) -> float:
@@ -86,8 +104,8 @@ def _share(one: Span, other: Span) -> float:
 
 
 def _span(folder: Path, names: Sequence[str]) -> Span | None:
-    first = _first_label(_head(folder / name) for name in names)
-    last = _first_label(_tail(folder / name) for name in reversed(names))
+    first = _first_label(_head(folder / name, EDGE_BYTES).splitlines() for name in names)
+    last = _first_label(_tail(folder / name, EDGE_BYTES).splitlines()[::-1] for name in reversed(names))
     if first is None or last is None:
         return None
     return min(first, last), max(first, last)  # a clock that was set back
@@ -108,14 +126,13 @@ def _label(line: bytes) -> int | None:
         return None
 
 
-def _head(path: Path) -> list[bytes]:
-    """Lines from the first one on."""
+def _head(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
-        return file.read(EDGE_BYTES).splitlines()
+        return file.read(size)
 
 
-def _tail(path: Path) -> list[bytes]:
-    """Lines from the last one back; the last of these may be cut, and then has no label."""
+def _tail(path: Path, size: int) -> bytes:
+    """The first line of it may be cut, and then has no label."""
     with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - EDGE_BYTES))
-        return file.read(EDGE_BYTES).splitlines()[::-1]
+        file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+        return file.read(size)

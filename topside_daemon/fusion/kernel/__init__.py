@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol
@@ -173,12 +174,10 @@ def choose_kernel(name: KernelName | None = None) -> Kernel:
         ImportError: it is not there; the message names the cure.
     """
     if name != "numpy":
-        try:
+        with suppress(OSError):  # it is not there, or of another machine
             if proof_file(LIBRARY).read_text(encoding="ascii") == proof_of(LIBRARY):
                 compiled = importlib.import_module("topside_daemon.fusion.kernel.compiled")
                 return compiled.Compiled(LIBRARY)  # type: ignore[no-any-return]
-        except OSError:
-            pass  # it is not there, or of another machine
     if name == "compiled":
         raise ImportError(
             f"no compiled kernel: python -m {__name__}.build makes one, if there is a C compiler"
